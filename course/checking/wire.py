@@ -1,0 +1,115 @@
+"""What crosses the boundary between judge and answer: frames of JSON and safetensors, never pickle.
+
+A message is a dict of trees: dict, list, None, bool, int, float, str and tensors, nested. Every JSON object in a frame
+has one key, its kind, so that no value an answer returns can be mistaken for another.
+"""
+
+import json
+import math
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+
+HEADER = struct.Struct(">II")
+LARGEST = 1 << 28  # bytes of either half of a frame
+DEEPEST = 64
+
+
+class WireError(Exception):
+    """A frame that cannot be read, or a value that cannot be sent: one sentence."""
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """Stands for a returned value that cannot cross: what kind of thing it was."""
+
+    what: str
+
+
+def pack(message: dict[str, Any]) -> bytes:
+    """One frame: the lengths of two halves, the JSON half, the safetensors half."""
+    tensors: dict[str, torch.Tensor] = {}
+    text = json.dumps(_flat(message, tensors, 0)).encode()
+    blob = save(tensors) if tensors else b""
+    if max(len(text), len(blob)) > LARGEST:
+        raise WireError(f"The value is larger than {LARGEST >> 20} MiB.")
+    return HEADER.pack(len(text), len(blob)) + text + blob
+
+
+def lengths(header: bytes) -> tuple[int, int]:
+    text, blob = HEADER.unpack(header)
+    if max(text, blob) > LARGEST:
+        raise WireError(f"The reply is larger than {LARGEST >> 20} MiB.")
+    return text, blob
+
+
+def unpack(text: bytes, blob: bytes) -> dict[str, Any]:
+    try:
+        tensors = load(blob) if blob else {}
+        message = _deep(json.loads(text), tensors, 0)
+    except WireError:
+        raise
+    except Exception as error:
+        raise WireError(f"The reply cannot be read ({type(error).__name__}).") from None
+    if not isinstance(message, dict):
+        raise WireError("The reply is not a message.")
+    return message
+
+
+def tree(value: Any) -> Any:
+    """A value as the other side will see it: tuples are lists, tensors plain copies, the rest `Foreign`."""
+    tensors: dict[str, torch.Tensor] = {}
+    return _deep(_flat(value, tensors, 0), tensors, 0)
+
+
+def _flat(value: Any, tensors: dict[str, torch.Tensor], depth: int) -> Any:
+    if depth > DEEPEST:
+        raise WireError(f"The value is nested more than {DEEPEST} deep.")
+    kind = type(value)
+    if value is None or kind in (bool, str):
+        return value
+    if kind is int:
+        return value if abs(value) < 1 << 256 else {"foreign": "an int of more than 256 bits"}
+    if kind is float:
+        return value if math.isfinite(value) else {"float": repr(value)}
+    if kind in (list, tuple):
+        return [_flat(item, tensors, depth + 1) for item in value]
+    if kind is dict and all(type(key) is str for key in value):
+        return {"dict": {key: _flat(item, tensors, depth + 1) for key, item in value.items()}}
+    if kind in (torch.Tensor, torch.nn.Parameter):
+        return _tensor(value, tensors)
+    if kind is Foreign:
+        return {"foreign": value.what}
+    return {"foreign": f"a {kind.__module__}.{kind.__qualname__}".replace("builtins.", "")}
+
+
+def _tensor(value: torch.Tensor, tensors: dict[str, torch.Tensor]) -> dict[str, str]:
+    if value.layout is not torch.strided or value.is_meta or value.is_quantized or value.is_complex():
+        return {"foreign": f"a tensor of an unusual kind ({value.layout}, {value.dtype}, {value.device})"}
+    name = str(len(tensors))
+    tensors[name] = value.detach().cpu().resolve_neg().clone(memory_format=torch.contiguous_format)
+    return {"tensor": name}
+
+
+def _deep(value: Any, tensors: dict[str, torch.Tensor], depth: int) -> Any:
+    if depth > 4 * DEEPEST:
+        raise WireError(f"The reply is nested more than {DEEPEST} deep.")
+    if isinstance(value, list):
+        return [_deep(item, tensors, depth + 1) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if len(value) != 1:
+        raise WireError("The reply has an object of more than one kind.")
+    ((kind, inner),) = value.items()
+    if kind == "dict":
+        return {key: _deep(item, tensors, depth + 1) for key, item in inner.items()}
+    if kind == "tensor":
+        return tensors[inner]
+    if kind == "float" and inner in ("nan", "inf", "-inf"):
+        return float(inner)
+    if kind == "foreign":
+        return Foreign(str(inner)[:200])
+    raise WireError(f"The reply has an object of unknown kind {str(kind)[:40]!r}.")

@@ -1,0 +1,210 @@
+"""The process in which an answer runs. It knows the answer and the inputs it is sent, and nothing that was wanted.
+
+It reads one frame a request and writes one frame a reply, in order:
+  load   the source of the answer, the prelude, the earlier functions it may call -> ready
+  call   named inputs -> a value, or how the call failed
+  compile  launches of kernels -> registers, shared memory or the compiler's complaint (needs a process that does not interpret)
+Every reply repeats the request's id and nonce.
+"""
+
+import importlib.util
+import linecache
+import os
+import resource
+import sys
+import traceback
+from contextlib import ExitStack
+from pathlib import Path
+from types import ModuleType
+from typing import Any, BinaryIO
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from course.checking.wire import HEADER, WireError, lengths, pack, unpack
+
+MEMORY = 4 << 30  # bytes of address space beyond what the process has at its start
+FILES = 64 << 20  # bytes of the largest file an answer may write
+SAID = 600  # characters of an error message that are passed on
+
+
+class ForbiddenCall(Exception):
+    """The answer called what the exercise asks it to write."""
+
+
+def serve(requests: BinaryIO, replies: BinaryIO, folder: Path) -> None:
+    """Answer requests until the other side closes."""
+    answer = None
+    while request := _read(requests):
+        try:
+            if request["op"] == "load":
+                answer = Answer(request, folder)
+                reply = {"status": "ready"}
+            elif request["op"] == "compile":
+                reply = answer.compile(request["launches"])
+            else:
+                reply = answer.call(request["arguments"])
+        except BaseException as error:
+            reply = _failure(error, answer)
+        mark = {"id": request["id"], "nonce": request["nonce"]}
+        try:
+            frame = pack(mark | reply)
+        except WireError as error:
+            frame = pack(
+                mark | {"status": "raised", "error": {"type": "ValueError", "message": str(error), "line": None}}
+            )
+        replies.write(frame)
+        replies.flush()
+
+
+class Answer:
+    """A loaded answer: its module, and the file it lies in, which Triton and tracebacks read."""
+
+    def __init__(self, request: dict[str, Any], folder: Path):
+        import course
+
+        self.kernel = request["kernel"]
+        self.forbidden = [_resolve(name) for name in request["forbids"]]
+        self.path = folder / "answer.py"
+        before = request["prelude"]
+        earlier = {}
+        for number, (name, part) in enumerate(request["earlier"].items()):
+            module = _module(folder / f"earlier_{number}.py", before + part["source"])
+            earlier[name] = (part["entry"], getattr(module, part["entry"]))
+        course.mine = lambda name: earlier[name][1]
+        self.offset = before.count("\n")
+        _shut_out(request["gives"], self.kernel)
+        given = {entry: function for entry, function in earlier.values()} | {"mine": course.mine}
+        self.path.write_text(before + request["source"])
+        self.module = _module(self.path, before + request["source"], given)
+        self.function = getattr(self.module, request["entry"])
+
+    def call(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Run the entry function on inputs of its own, and say whether it changed them."""
+        before = {name: pack({name: value}) for name, value in arguments.items()}
+        with ExitStack() as stack:
+            log = None
+            if self.kernel:
+                from course.kernels.checked import checked
+
+                log = stack.enter_context(checked())
+            if self.forbidden:
+                stack.enter_context(_Forbid(self.forbidden))
+            value = self.function(**arguments)
+        changed = [name for name, value in arguments.items() if pack({name: value}) != before[name]]
+        launches = [launch.to_json() for launch in log.launches] if log else []
+        return {"status": "value", "value": value, "changed": changed, "launches": launches}
+
+    def compile(self, launches: list) -> dict[str, Any]:
+        from course.kernels.machine import compile_here
+
+        return {"status": "value", "value": [compile_here(self.path, launch) for launch in launches]}
+
+
+class _Forbid(TorchFunctionMode):
+    def __init__(self, forbidden):
+        super().__init__()
+        self.names = {id(function): name for name, function in forbidden if function is not None}
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if id(func) in self.names:
+            raise ForbiddenCall(f"it calls {self.names[id(func)]}, which this exercise asks you to write yourself")
+        return func(*args, **(kwargs or {}))
+
+
+def _resolve(dotted: str) -> tuple[str, Any]:
+    value: Any = torch.Tensor if dotted.startswith("Tensor.") else torch
+    for part in dotted.split(".")[1:]:
+        value = getattr(value, part, None)
+    return dotted, value
+
+
+def _module(path: Path, text: str, given: dict[str, Any] | None = None) -> ModuleType:
+    path.write_text(text)
+    spec = importlib.util.spec_from_file_location(f"_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    linecache.checkcache(str(path))
+    vars(module).update(given or {})
+    sys.dont_write_bytecode = True
+    spec.loader.exec_module(module)
+    return module
+
+
+class _Shut:
+    """A finder that refuses every part of course that the answer is not given."""
+
+    def __init__(self, open_modules: set[str]):
+        self.open = open_modules
+
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "course" and name not in self.open:
+            raise ImportError(f"{name} is not there for this answer")
+        return None
+
+
+def _shut_out(gives: list[str], kernel: bool) -> None:
+    if kernel:
+        import course.kernels.checked
+        import course.kernels.machine  # noqa: F401
+    kept = {"course", "course.checking", "course.checking.wire", "course.checking.worker"}
+    kept |= {name for name in sys.modules if kernel and name.startswith("course.kernels")}
+    for module in gives:
+        importlib.import_module(module)
+        kept |= {name for name in sys.modules if name == module or name.startswith(module + ".")}
+        kept |= {".".join(module.split(".")[:i]) for i in range(1, module.count(".") + 1)}
+    for name in [name for name in sys.modules if name.startswith("course.") and name not in kept]:
+        del sys.modules[name]
+    sys.meta_path.insert(0, _Shut(kept))
+
+
+def _failure(error: BaseException, answer: Answer | None) -> dict[str, Any]:
+    if type(error) is NotImplementedError and not str(error):
+        return {"status": "not done"}
+    line = None
+    if answer is not None:
+        own = [
+            frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(answer.path)
+        ]
+        line = own[-1] - answer.offset if own else None
+    try:
+        message = str(error)[:SAID]
+    except BaseException:
+        message = ""
+    return {"status": "raised", "error": {"type": type(error).__name__[:80], "message": message, "line": line}}
+
+
+def _read(requests: BinaryIO) -> dict[str, Any] | None:
+    header = requests.read(HEADER.size)
+    if len(header) < HEADER.size:
+        return None
+    text, blob = lengths(header)
+    return unpack(requests.read(text), requests.read(blob))
+
+
+def limit() -> None:
+    """Bound what the process may take; called in the worker before any answer is loaded."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (FILES, FILES))
+    pages = Path("/proc/self/statm")
+    if pages.exists():
+        held = int(pages.read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY, held + MEMORY))
+
+
+def main() -> None:
+    """A worker of its own process: frames on standard input and output, whatever the answer prints on standard error."""
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(2, 1)
+    torch.set_num_threads(1)
+    folder = Path(sys.argv[1])
+    os.chdir(folder)
+    limit()
+    serve(requests, replies, folder)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

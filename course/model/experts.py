@@ -1,0 +1,60 @@
+"""The experts: one SwiGLU each, computed in a loop or as one grouped product.
+
+Both give the same numbers. The loop pays Python and a handful of small operations for every expert; the grouped
+product pays them once.
+
+Shapes: T tokens, K experts a token, D width, E experts, I hidden width of one expert, F = 2I (gate first, then up),
+R rows sorted by expert.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from course.model.swiglu import swiglu
+
+
+def expert_loop(
+    x_TD: Float[Tensor, "T D"],
+    indices_TK: Int64[Tensor, "T K"],
+    weights_TK: Float[Tensor, "T K"],
+    gate_up_EFD: Float[Tensor, "E F D"],
+    down_EDI: Float[Tensor, "E D I"],
+) -> Float[Tensor, "T D"]:
+    """Expert after expert: gather its tokens, run it, add what it says. Pairs with index E or more are dropped.
+
+    The weights are unbound once: the backward of each `gate_up_EFD[e]` would fill a tensor as large as all experts.
+    """
+    y_TD = torch.zeros_like(x_TD)
+    for e, (gate_up_FD, down_DI) in enumerate(zip(gate_up_EFD.unbind(), down_EDI.unbind(), strict=True)):
+        token_R, slot_R = torch.where(indices_TK == e)
+        if len(token_R):
+            rows_RD = F.linear(swiglu(F.linear(x_TD.index_select(0, token_R), gate_up_FD)), down_DI)
+            y_TD.index_add_(0, token_R, rows_RD * weights_TK[token_R, slot_R, None])
+    return y_TD
+
+
+def grouped_experts(
+    rows_RD: Float[Tensor, "R D"],
+    offsets_E1: Int64[Tensor, "E_plus_1"],
+    gate_up_EFD: Float[Tensor, "E F D"],
+    down_EDI: Float[Tensor, "E D I"],
+) -> Float[Tensor, "R D"]:
+    """All experts at once: rows offsets[e]:offsets[e+1] go through expert e's SwiGLU."""
+    return grouped_product(swiglu(grouped_product(rows_RD, offsets_E1, gate_up_EFD)), offsets_E1, down_EDI)
+
+
+def grouped_product(
+    rows_RM: Float[Tensor, "R M"], offsets_E1: Int64[Tensor, "E_plus_1"], weight_ENM: Float[Tensor, "E N M"]
+) -> Float[Tensor, "R N"]:
+    """rows[offsets[e]:offsets[e+1]] @ weight[e]^T for every expert, as one operation.
+
+    `torch.nn.functional.grouped_mm` wants float32, bfloat16 or float16 and rows of a multiple of 16 bytes; for any
+    other (float64 in tests, odd widths) the same product is written out, expert by expert.
+    """
+    aligned = all(width * rows_RM.element_size() % 16 == 0 for width in weight_ENM.shape[1:])
+    if aligned and rows_RM.dtype != torch.float64:
+        return F.grouped_mm(rows_RM, weight_ENM.transpose(1, 2), offs=offsets_E1[1:].to(torch.int32))
+    slices = rows_RM.split(offsets_E1.diff().tolist())
+    return torch.cat([F.linear(rows, weight) for rows, weight in zip(slices, weight_ENM.unbind(), strict=True)])

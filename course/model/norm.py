@@ -1,0 +1,25 @@
+"""RMSNorm: divide each token's vector by its root mean square (Zhang and Sennrich 2019, equation 4)."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+def rms_norm(x: Float[Tensor, "*batch D"], weight_D: Float[Tensor, "D"], eps: float) -> Float[Tensor, "*batch D"]:
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension. `eps` keeps a zero vector at zero.
+
+    The mean is taken in float32 or better, whatever the input's dtype.
+    """
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    scale = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
+    return (wide * scale).to(x.dtype) * weight_D
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
+        return rms_norm(x, self.weight, self.eps)

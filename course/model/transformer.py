@@ -1,0 +1,145 @@
+"""The language model: embedding, pre-norm blocks of attention and feed-forward, a head; its loss and its sampling.
+
+Shapes: B batch, S sequence, V vocabulary, D width, T = B * S tokens.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from course.model.attention import Attention, KVCache
+from course.model.config import ModelConfig
+from course.model.moe import MoE, Routing
+from course.model.norm import RMSNorm
+from course.model.rope import rope_table
+from course.model.router import balance_loss
+from course.model.swiglu import SwiGLU
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + feed_forward(norm(x)): the residual stream itself is never normalised."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.attention_norm = RMSNorm(config.width, config.norm_eps)
+        self.attention = Attention(config)
+        self.feed_forward_norm = RMSNorm(config.width, config.norm_eps)
+        self.feed_forward = MoE(config) if config.experts else SwiGLU(config.width, config.mlp_width)
+
+    def forward(self, x_BSD: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None) -> tuple[Tensor, Routing | None]:
+        x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), cos, sin, cache)
+        h_BSD = self.feed_forward_norm(x_BSD)
+        if isinstance(self.feed_forward, SwiGLU):
+            return x_BSD + self.feed_forward(h_BSD), None
+        y_TD, routing = self.feed_forward(h_BSD.flatten(0, 1))
+        return x_BSD + y_TD.view_as(x_BSD), routing
+
+
+class Output(NamedTuple):
+    logits_BSV: Tensor
+    routings: list[Routing]  # one a mixture layer
+
+
+class Transformer(nn.Module):
+    """A decoder-only language model. Weights are drawn from the global torch generator: seed it first."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab, config.width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = RMSNorm(config.width, config.norm_eps)
+        self.head = nn.Linear(config.width, config.vocab, bias=False)
+        self.initialise()
+        if config.tied:
+            self.head.weight = self.embedding.weight
+
+    @torch.no_grad()
+    def initialise(self):
+        """Normal with standard deviation 0.02; what writes to the residual stream is divided by sqrt(2 * layers), so
+        that the stream's size does not grow with depth (GPT-2 report, section 2.3)."""
+        for name, parameter in self.named_parameters():
+            if parameter.ndim > 1:
+                writes = name.endswith(("output.weight", "down_DI", "down_EDI"))
+                parameter.normal_(std=0.02 / (2 * self.config.layers) ** 0.5 if writes else 0.02)
+
+    def forward(self, tokens_BS: Int64[Tensor, "B S"], caches: list[KVCache] | None = None) -> Output:
+        """Logits of the next token at every position. With caches (`new_caches`), tokens continue what they hold.
+
+        Raises: ValueError when the sequence is longer than the config's context.
+        """
+        start = caches[0].length if caches else 0
+        end = start + tokens_BS.shape[1]
+        if end > self.config.context:
+            raise ValueError(f"a sequence of {end} tokens is longer than the context of {self.config.context}")
+        positions_S = torch.arange(start, end, device=tokens_BS.device)
+        cos, sin = rope_table(positions_S, self.config.head_width, self.config.rope_theta)
+        x_BSD = self.embedding(tokens_BS)
+        routings = []
+        for i, block in enumerate(self.blocks):
+            x_BSD, routing = block(x_BSD, cos.to(x_BSD), sin.to(x_BSD), caches[i] if caches else None)
+            routings += [routing] if routing else []
+        return Output(self.head(self.norm(x_BSD)), routings)
+
+    def new_caches(self, batch: int) -> list[KVCache]:
+        return [KVCache(self.config, batch, like=self.head.weight) for _ in self.blocks]
+
+    def loss(self, tokens_BS: Int64[Tensor, "B S"], targets_BS: Int64[Tensor, "B S"]) -> tuple[Tensor, Tensor]:
+        """What to minimise, and the cross entropy alone, both in nats a token.
+
+        They differ by the balance loss, averaged over the layers and weighted by the config's balance_weight.
+        """
+        logits_BSV, routings = self(tokens_BS)
+        cross_entropy = F.cross_entropy(logits_BSV.flatten(0, 1), targets_BS.flatten())
+        if not routings:
+            return cross_entropy, cross_entropy
+        balance = torch.stack([balance_loss(r.probabilities_TE, r.indices_TK) for r in routings]).mean()
+        return cross_entropy + self.config.balance_weight * balance, cross_entropy
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompt_S: Int64[Tensor, "S"],
+        count: int,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Iterator[int]:
+        """Yield `count` tokens that continue the prompt, one at a time.
+
+        When the context is full it goes on from the later half of what it has seen. Raises: ValueError for an empty
+        prompt.
+        """
+        if not len(prompt_S):
+            raise ValueError("generation needs a prompt of at least one token")
+        seen = prompt_S.tolist()
+        context = self.config.context
+        caches, new = self.new_caches(1), seen[-context:]
+        for _ in range(count):
+            if caches[0].length + len(new) > context:
+                caches, new = self.new_caches(1), seen[-(context // 2) :]
+            logits_V = self(torch.tensor([new], device=prompt_S.device), caches).logits_BSV[0, -1]
+            new = [sample(logits_V, temperature, top_p, generator)]
+            seen += new
+            yield new[0]
+
+
+def sample(
+    logits_V: Float[Tensor, "V"], temperature: float = 1.0, top_p: float = 1.0, generator: torch.Generator | None = None
+) -> int:
+    """Draw one token id. Temperature 0 is the largest logit.
+
+    Nucleus sampling (Holtzman et al. 2020): keep the fewest tokens, most probable first, whose probabilities reach
+    top_p; always at least one.
+    """
+    if temperature == 0:
+        return int(logits_V.argmax())
+    probabilities_V, ids_V = (logits_V / temperature).softmax(-1).sort(descending=True, stable=True)
+    before_V = probabilities_V.cumsum(-1) - probabilities_V
+    probabilities_V = probabilities_V.masked_fill(before_V >= top_p, 0)
+    probabilities_V[0] = probabilities_V[0].clamp(min=1e-9)
+    return int(ids_V[torch.multinomial(probabilities_V, 1, generator=generator)])
