@@ -7,7 +7,7 @@ attention    causal attention, grouped kv heads, the KV cache
 swiglu       the dense feed-forward layer
 router       softmax top-k gate, balance loss, statistics of load
 dispatch     sort by expert, capacity and drops, combine
-experts      the experts in a loop and as one grouped product
+experts      the experts in a loop, padded, and as one grouped product
 moe          the mixture-of-experts layer
 transformer  block, model, loss, generation
 """
@@ -15,7 +15,7 @@ transformer  block, model, loss, generation
 from course.model.attention import Attention, KVCache, causal_attention
 from course.model.config import PRESETS, ModelConfig, active_parameters, total_parameters
 from course.model.dispatch import capacity_mask, combine, expert_capacity, sort_by_expert
-from course.model.experts import expert_loop, grouped_experts, grouped_product
+from course.model.experts import expert_loop, grouped_experts, grouped_product, padded_experts
 from course.model.moe import MoE, Routing
 from course.model.norm import RMSNorm, rms_norm
 from course.model.rope import apply_rope, rope_table
@@ -23,11 +23,49 @@ from course.model.router import (
     Load,
     balance_loss,
     expert_counts,
+    expert_load,
     gate_probabilities,
     largest_k,
-    load,
     renormalised,
     softmax_topk_gate,
 )
 from course.model.swiglu import SwiGLU, swiglu
 from course.model.transformer import Block, Output, Transformer, sample
+
+__all__ = [
+    "PRESETS",
+    "Attention",
+    "Block",
+    "KVCache",
+    "Load",
+    "MoE",
+    "ModelConfig",
+    "Output",
+    "RMSNorm",
+    "Routing",
+    "SwiGLU",
+    "Transformer",
+    "active_parameters",
+    "apply_rope",
+    "balance_loss",
+    "capacity_mask",
+    "causal_attention",
+    "combine",
+    "expert_capacity",
+    "expert_counts",
+    "expert_load",
+    "expert_loop",
+    "gate_probabilities",
+    "grouped_experts",
+    "grouped_product",
+    "largest_k",
+    "padded_experts",
+    "renormalised",
+    "rms_norm",
+    "rope_table",
+    "sample",
+    "softmax_topk_gate",
+    "sort_by_expert",
+    "swiglu",
+    "total_parameters",
+]

@@ -16,7 +16,7 @@ from course.model.rope import apply_rope
 
 
 class KVCache:
-    """The keys and values of one layer, so far. Generation then costs one new position a step instead of all of them."""
+    """The keys and values of one layer, so far: generation then computes one new position a step."""
 
     def __init__(self, config: ModelConfig, batch: int, like: Tensor):
         self.keys = like.new_empty(batch, config.kv_heads, config.context, config.head_width)

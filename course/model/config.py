@@ -76,10 +76,8 @@ def active_parameters(config: ModelConfig) -> int:
 
 def _parameters(c: ModelConfig, experts: int) -> int:
     attention = 2 * c.width * c.head_width * (c.heads + c.kv_heads)
-    if c.experts:
-        feed_forward = c.experts * c.width + experts * 3 * c.width * c.expert_width
-    else:
-        feed_forward = 3 * c.width * c.mlp_width
+    mixture = c.experts * c.width + experts * 3 * c.width * c.expert_width  # the router, then the experts
+    feed_forward = mixture if c.experts else 3 * c.width * c.mlp_width
     norms = 2 * c.width
     embeddings = c.vocab * c.width * (1 if c.tied else 2)
     return embeddings + c.layers * (attention + feed_forward + norms) + c.width

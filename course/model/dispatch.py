@@ -14,7 +14,7 @@ from torch import Tensor
 
 def sort_by_expert(
     indices_TK: Int64[Tensor, "T K"], experts: int
-) -> tuple[Int64[Tensor, "P"], Int64[Tensor, "E_plus_1"]]:
+) -> tuple[Int64[Tensor, " P"], Int64[Tensor, " {experts}+1"]]:
     """Line the pairs up by expert, so that each expert's rows are one slice.
 
     Returns: order_P, the pairs sorted by expert (stable: within an expert, in order of token, then slot), so that
@@ -46,7 +46,7 @@ def expert_capacity(tokens: int, experts: int, k: int, factor: float) -> int:
 
 
 def combine(
-    rows_RD: Float[Tensor, "R D"], order_R: Int64[Tensor, "R"], weights_TK: Float[Tensor, "T K"]
+    rows_RD: Float[Tensor, "R D"], order_R: Int64[Tensor, " R"], weights_TK: Float[Tensor, "T K"]
 ) -> Float[Tensor, "T D"]:
     """Each token's sum of its experts' outputs, weighted. A dropped pair is no row and adds nothing."""
     T, K = weights_TK.shape

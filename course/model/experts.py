@@ -1,10 +1,10 @@
-"""The experts: one SwiGLU each, computed in a loop or as one grouped product.
+"""The experts: one SwiGLU each, computed in a loop, padded to equal length, or as one grouped product.
 
-Both give the same numbers. The loop pays Python and a handful of small operations for every expert; the grouped
-product pays them once.
+All three give the same numbers. The loop pays Python and a handful of small operations for every expert; padding pays
+for rows that nobody sent, as many as the busiest expert has too many; the grouped product pays for neither.
 
 Shapes: T tokens, K experts a token, D width, E experts, I hidden width of one expert, F = 2I (gate first, then up),
-R rows sorted by expert.
+R rows sorted by expert, L rows of the busiest expert.
 """
 
 import torch
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from course.model.dispatch import combine, sort_by_expert
 from course.model.swiglu import swiglu
 
 
@@ -35,18 +36,40 @@ def expert_loop(
     return y_TD
 
 
-def grouped_experts(
-    rows_RD: Float[Tensor, "R D"],
-    offsets_E1: Int64[Tensor, "E_plus_1"],
+def padded_experts(
+    x_TD: Float[Tensor, "T D"],
+    indices_TK: Int64[Tensor, "T K"],
+    weights_TK: Float[Tensor, "T K"],
     gate_up_EFD: Float[Tensor, "E F D"],
     down_EDI: Float[Tensor, "E D I"],
+) -> Float[Tensor, "T D"]:
+    """Give every expert as many rows as the busiest one has, zeros behind its own, and run one batched product.
+
+    Every pair is kept: indices lie below E.
+    """
+    E, K = len(gate_up_EFD), indices_TK.shape[1]
+    order_R, offsets_E1 = sort_by_expert(indices_TK, E)
+    longest = int(offsets_E1.diff().max())
+    expert_R = indices_TK.flatten()[order_R]
+    place_R = torch.arange(len(order_R), device=x_TD.device) - offsets_E1[expert_R] + expert_R * longest
+    padded_LD = x_TD.new_zeros(E * longest, x_TD.shape[1]).index_copy(0, place_R, x_TD.index_select(0, order_R // K))
+    padded_ELF = padded_LD.view(E, longest, x_TD.shape[1]) @ gate_up_EFD.transpose(1, 2)
+    padded_ELD = swiglu(padded_ELF) @ down_EDI.transpose(1, 2)
+    return combine(padded_ELD.flatten(0, 1).index_select(0, place_R), order_R, weights_TK)
+
+
+def grouped_experts(
+    rows_RD: Float[Tensor, "R D"],
+    gate_up_EFD: Float[Tensor, "E F D"],
+    down_EDI: Float[Tensor, "E D I"],
+    offsets_E1: Int64[Tensor, " E+1"],
 ) -> Float[Tensor, "R D"]:
     """All experts at once: rows offsets[e]:offsets[e+1] go through expert e's SwiGLU."""
-    return grouped_product(swiglu(grouped_product(rows_RD, offsets_E1, gate_up_EFD)), offsets_E1, down_EDI)
+    return grouped_product(swiglu(grouped_product(rows_RD, gate_up_EFD, offsets_E1)), down_EDI, offsets_E1)
 
 
 def grouped_product(
-    rows_RM: Float[Tensor, "R M"], offsets_E1: Int64[Tensor, "E_plus_1"], weight_ENM: Float[Tensor, "E N M"]
+    rows_RM: Float[Tensor, "R M"], weight_ENM: Float[Tensor, "E N M"], offsets_E1: Int64[Tensor, " E+1"]
 ) -> Float[Tensor, "R N"]:
     """rows[offsets[e]:offsets[e+1]] @ weight[e]^T for every expert, as one operation.
 

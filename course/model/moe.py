@@ -48,7 +48,7 @@ class MoE(nn.Module):
         if routing.kept_TK is not None:
             order_R = order_R[: offsets_E1[-1]]
         rows_RD = x_TD.index_select(0, order_R // self.top_k)
-        rows_RD = grouped_experts(rows_RD, offsets_E1, self.gate_up_EFD, self.down_EDI)
+        rows_RD = grouped_experts(rows_RD, self.gate_up_EFD, self.down_EDI, offsets_E1)
         return combine(rows_RD, order_R, routing.weights_TK), routing
 
     def route(self, x_TD: Float[Tensor, "T D"]) -> Routing:

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 
-def rms_norm(x: Float[Tensor, "*batch D"], weight_D: Float[Tensor, "D"], eps: float) -> Float[Tensor, "*batch D"]:
+def rms_norm(x: Float[Tensor, "*batch D"], weight_D: Float[Tensor, " D"], eps: float) -> Float[Tensor, "*batch D"]:
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension. `eps` keeps a zero vector at zero.
 
     The mean is taken in float32 or better, whatever the input's dtype.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def rope_table(
-    positions_S: Int64[Tensor, "S"], head_width: int, theta: float = 10_000.0
+    positions_S: Int64[Tensor, " S"], head_width: int, theta: float = 10_000.0
 ) -> tuple[Float[Tensor, "S P"], Float[Tensor, "S P"]]:
     """Cosine and sine of every position's angle for every pair: position * theta^(-2i/C), in radians, float32."""
     exponents_P = torch.arange(0, head_width, 2, device=positions_S.device) / head_width

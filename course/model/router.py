@@ -47,7 +47,7 @@ def softmax_topk_gate(
     return indices_TK, renormalised(probabilities_TE, indices_TK)
 
 
-def expert_counts(indices_TK: Int64[Tensor, "T K"], experts: int) -> Int64[Tensor, "E"]:
+def expert_counts(indices_TK: Int64[Tensor, "T K"], experts: int) -> Int64[Tensor, " {experts}"]:
     """How many (token, slot) pairs each expert received."""
     return indices_TK.flatten().bincount(minlength=experts)
 
@@ -75,7 +75,7 @@ class Load(NamedTuple):
     max_violation: float  # largest count over mean count, minus one: 0 at balance (Wang et al. 2024, MaxVio)
 
 
-def load(indices_TK: Int64[Tensor, "T K"], experts: int) -> Load:
+def expert_load(indices_TK: Int64[Tensor, "T K"], experts: int) -> Load:
     """Load statistics. The mean of no pairs counts as balanced."""
     counts_E = expert_counts(indices_TK, experts)
     mean = max(indices_TK.numel() / experts, 1 / experts)

@@ -103,7 +103,7 @@ class Transformer(nn.Module):
     @torch.no_grad()
     def generate(
         self,
-        prompt_S: Int64[Tensor, "S"],
+        prompt_S: Int64[Tensor, " S"],
         count: int,
         temperature: float = 1.0,
         top_p: float = 1.0,
@@ -129,7 +129,10 @@ class Transformer(nn.Module):
 
 
 def sample(
-    logits_V: Float[Tensor, "V"], temperature: float = 1.0, top_p: float = 1.0, generator: torch.Generator | None = None
+    logits_V: Float[Tensor, " V"],
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    generator: torch.Generator | None = None,
 ) -> int:
     """Draw one token id. Temperature 0 is the largest logit.
 
