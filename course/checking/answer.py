@@ -81,7 +81,8 @@ def look_at(exercise: Exercise, source: str) -> None:
     names = dict(ALIASES)
     for node in ast.walk(tree):
         for module, alias, target in _imports(node):
-            if module.split(".")[0] == "course" and not _given(target, exercise.gives) and target != "course.mine":
+            given = target == "course.mine" or _given(module, exercise.gives) or _given(target, exercise.gives)
+            if module.split(".")[0] == "course" and not given:
                 raise AnswerError(f"The answer imports `{target}`: this exercise asks you to write the part yourself.")
             names[alias] = target
     for node in ast.walk(tree):
@@ -121,5 +122,7 @@ def _dotted(node: ast.AST, names: dict[str, str]) -> list[str]:
     method = f"Tensor.{node.attr}"
     if isinstance(inner, ast.Name):
         root = names.get(inner.id, inner.id)
-        return [".".join([root, *parts])] if root in {"torch", *names.values()} else [method]
+        dotted = ".".join([root, *parts])
+        known = root in {"torch", *names.values()} and not dotted.startswith("torch.Tensor.")
+        return [dotted] if known else [method]
     return [method]

@@ -17,6 +17,7 @@ from course.checking.wire import Foreign, tree
 
 PUBLIC_SEED = 0
 SECONDS = 10.0  # for one case, and for running the cell itself
+SAID = 600  # characters of an error message that are passed on, whatever the worker sent
 MORE = 3  # times as many secret cases as public ones
 
 
@@ -142,6 +143,8 @@ def _run(exercise, source, earlier, worker, seed, numbers, seconds) -> list[_Try
         reply = worker.request(_load(exercise, source, earlier), 2 * seconds)
     except WorkerEnded as error:
         raise AnswerError(f"The answer cell could not be run. {error}") from None
+    if reply["status"] == "not done":
+        return [_Try({}, Case(0, ""), not_done=True)]
     if reply["status"] != "ready":
         raise AnswerError(f"The answer cell could not be run: {_complaint(reply)}.")
     tries = []
@@ -180,14 +183,22 @@ def _try(exercise: Exercise, worker: Worker, inputs: Inputs, number: int, second
         return _Try(inputs, Case(number, sizes, f"it raised {_complaint(reply)}"))
     value, launches = reply["value"], tuple(reply["launches"])
     if reply["changed"]:
-        what = f"it changed its input `{reply['changed'][0]}` in place; leave the inputs as they are"
+        what = f"it changed its input `{reply['changed'][0][:40]}` in place; leave the inputs as they are"
     elif isinstance(value, Foreign):
         what = f"returned {kind(value)}, which is neither a tensor nor a number"
     elif exercise.kernel and not launches and _has_work(inputs):
         what = "no Triton kernel was launched"
     else:
-        what = exercise.compare(inputs, run_reference(exercise.reference, inputs), value)
+        what = _compared(exercise, inputs, value)
     return _Try(inputs, Case(number, sizes, what), value, True, launches=launches)
+
+
+def _compared(exercise: Exercise, inputs: Inputs, value: Tree) -> str | None:
+    wanted = run_reference(exercise.reference, inputs)
+    try:
+        return exercise.compare(inputs, wanted, value)
+    except Exception:  # a value so odd that the exercise's own comparison did not foresee it
+        return f"returned {kind(value)}, which cannot be compared with what was wanted"
 
 
 def _has_work(inputs: Inputs) -> bool:
@@ -196,7 +207,8 @@ def _has_work(inputs: Inputs) -> bool:
 
 def _complaint(reply: dict[str, Any]) -> str:
     error = reply.get("error") or {}
-    name, message, line = error.get("type"), str(error.get("message") or ""), error.get("line")
+    name, message = str(error.get("type"))[:80], str(error.get("message") or "")[:SAID]
+    line = error.get("line") if type(error.get("line")) is int else None
     where = f" in line {line} of the answer cell" if line else ""
     if name == "KernelFault":
         return f"a fault in the kernel: {message}"
@@ -212,8 +224,11 @@ def _misconception(exercise: Exercise, tries: list[_Try], asked: int, earlier: M
     drawn = [t.inputs for t in tries]
     for misconception in exercise.misconceptions:
         values = values_of(exercise, misconception.answer, drawn, earlier)
-        if all(exercise.compare(t.inputs, value, t.value) is None for t, value in zip(tries, values, strict=True)):
-            return misconception
+        try:
+            if all(exercise.compare(t.inputs, value, t.value) is None for t, value in zip(tries, values, strict=True)):
+                return misconception
+        except Exception:  # the wrong answer itself, or the comparison with it, fails on these inputs: not this one
+            continue
     return None
 
 
@@ -227,7 +242,10 @@ def values_of(
     with start() as worker:
         worker.request(_load(exercise, source_of(function, exercise.entry), earlier), SECONDS)
         for inputs in drawn:
-            yield worker.request({"op": "call", "arguments": inputs}, SECONDS)["value"]
+            reply = worker.request({"op": "call", "arguments": inputs}, SECONDS)
+            if reply["status"] != "value":
+                raise RuntimeError(f"{function.__name__} of exercise {exercise.id} failed: {_complaint(reply)}")
+            yield reply["value"]
 
 
 def _machine(exercise: Exercise, source: str, launches: list, compile: Compile) -> str | None:

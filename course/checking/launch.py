@@ -1,6 +1,7 @@
 """Starting a worker, talking to it under a deadline, and ending it with everything it started."""
 
 import contextlib
+import faulthandler
 import os
 import secrets
 import selectors
@@ -43,7 +44,7 @@ class Worker:
         reply = self._exchange(pack(mark | message), time.monotonic() + seconds, seconds)
         if {key: reply.get(key) for key in mark} != mark:
             raise WorkerEnded("It sent a reply to a question that was not asked.")
-        return reply
+        return _well_formed(reply)
 
     def _exchange(self, outgoing: bytes, deadline: float, seconds: float) -> dict[str, Any]:
         incoming, rest, wanted = bytearray(), memoryview(outgoing), None
@@ -103,11 +104,10 @@ class Worker:
 
     def _how_it_died(self) -> str:
         code = self._wait()
-        if code is not None and code < 0:
-            return f"It ended the Python process ({signal.Signals(-code).name})."
-        return (
-            f"It ended the Python process (exit code {code})." if code is not None else "It ended the Python process."
-        )
+        number = abs(code or 0) - (128 if (code or 0) > 0 else 0)  # a sandbox passes signal 9 on as exit code 137
+        if number in {*signal.Signals}:
+            return f"It ended the Python process ({signal.Signals(number).name})."
+        return "It ended the Python process" + (f" (exit code {code})." if code is not None else ".")
 
     def _wait(self) -> int | None:
         """The exit code once the process has ended (negative: the signal), or None while it runs."""
@@ -143,6 +143,17 @@ class Worker:
 
     def __exit__(self, *_):
         self.close()
+
+
+def _well_formed(reply: dict[str, Any]) -> dict[str, Any]:
+    """The reply with every part there and of its type, whoever wrote it."""
+    reply = {"status": None, "value": None, "changed": [], "launches": [], "error": {}} | reply
+    lists = type(reply["changed"]) is list and type(reply["launches"]) is list
+    if not lists or type(reply["error"]) is not dict or type(reply["status"]) is not str:
+        raise WorkerEnded("It sent a reply of the wrong form.")
+    if not all(type(name) is str for name in reply["changed"]) or not all(type(x) is dict for x in reply["launches"]):
+        raise WorkerEnded("It sent a reply of the wrong form.")
+    return reply
 
 
 def start() -> Worker:
@@ -186,6 +197,7 @@ def worker_child(worker, requests: int, replies: int, printed: int, folder: Path
     os.dup2(printed, 2)
     sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w", buffering=1), open(2, "w", buffering=1)  # noqa: SIM115
     sys.settrace(None)
+    faulthandler.disable()  # it would tell of a crash on a stream of the parent
     os.chdir(folder)
     torch.set_num_threads(1)
     worker.limit()

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from html import escape
+from textwrap import indent
 
 from course.checking.judge import Verdict
 
@@ -24,10 +25,10 @@ def _lines(verdict: Verdict) -> list[str]:
     right = len(verdict.cases) - len(verdict.failures)
     lines = [f"{name}: {right} of {verdict.total} cases pass" if verdict.cases else f"{name}: failed"]
     if verdict.reason:
-        lines.append(verdict.reason)
+        lines += verdict.reason.splitlines()
     for case in verdict.failures[:1]:
         name_of_case = f"case {case.number + 1}  "
-        lines += [name_of_case + case.sizes, " " * len(name_of_case) + case.what]
+        lines += [name_of_case + case.sizes, *indent(case.what, " " * len(name_of_case)).splitlines()]
     if verdict.says:
         lines.append(verdict.says)
     if verdict.printed:

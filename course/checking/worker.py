@@ -1,6 +1,7 @@
 """The process in which an answer runs. It knows the answer and the inputs it is sent, and nothing that was wanted.
 
 It reads one frame a request and writes one frame a reply, in order:
+  hello  -> ready: torch is imported, the limits stand
   load   the source of the answer, the prelude, the earlier functions it may call -> ready
   call   named inputs -> a value, or how the call failed
   compile  launches of kernels -> registers, shared memory or the compiler's complaint (needs a process that does not interpret)
@@ -8,12 +9,13 @@ Every reply repeats the request's id and nonce.
 """
 
 import importlib.util
+import json
 import linecache
 import os
 import resource
 import sys
 import traceback
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO
@@ -21,10 +23,11 @@ from typing import Any, BinaryIO
 import torch
 from torch.overrides import TorchFunctionMode
 
-from course.checking.wire import HEADER, WireError, lengths, pack, unpack
+from course.checking.wire import HEADER, lengths, pack, unpack
 
 MEMORY = 4 << 30  # bytes of address space beyond what the process has at its start
 FILES = 64 << 20  # bytes of the largest file an answer may write
+ANSWER = "answer.py"  # the file in the worker's folder that holds the prelude and then the answer
 SAID = 600  # characters of an error message that are passed on
 
 
@@ -34,10 +37,13 @@ class ForbiddenCall(Exception):
 
 def serve(requests: BinaryIO, replies: BinaryIO, folder: Path) -> None:
     """Answer requests until the other side closes."""
-    answer = None
+    answer, prelude = None, ""
     while request := _read(requests):
         try:
-            if request["op"] == "load":
+            if request["op"] == "hello":
+                reply = {"status": "ready"}
+            elif request["op"] == "load":
+                prelude = request["prelude"]
                 answer = Answer(request, folder)
                 reply = {"status": "ready"}
             elif request["op"] == "compile":
@@ -45,11 +51,13 @@ def serve(requests: BinaryIO, replies: BinaryIO, folder: Path) -> None:
             else:
                 reply = answer.call(request["arguments"])
         except BaseException as error:
-            reply = _failure(error, answer)
+            reply = _failure(error, folder / ANSWER, prelude.count("\n"))
+        with suppress(Exception):
+            sys.stdout.flush()
         mark = {"id": request["id"], "nonce": request["nonce"]}
         try:
             frame = pack(mark | reply)
-        except WireError as error:
+        except Exception as error:
             frame = pack(
                 mark | {"status": "raised", "error": {"type": "ValueError", "message": str(error), "line": None}}
             )
@@ -65,14 +73,13 @@ class Answer:
 
         self.kernel = request["kernel"]
         self.forbidden = [_resolve(name) for name in request["forbids"]]
-        self.path = folder / "answer.py"
+        self.path = folder / ANSWER
         before = request["prelude"]
         earlier = {}
         for number, (name, part) in enumerate(request["earlier"].items()):
             module = _module(folder / f"earlier_{number}.py", before + part["source"])
             earlier[name] = (part["entry"], getattr(module, part["entry"]))
         course.mine = lambda name: earlier[name][1]
-        self.offset = before.count("\n")
         _shut_out(request["gives"], self.kernel)
         given = {entry: function for entry, function in earlier.values()} | {"mine": course.mine}
         self.path.write_text(before + request["source"])
@@ -113,8 +120,10 @@ class _Forbid(TorchFunctionMode):
 
 
 def _resolve(dotted: str) -> tuple[str, Any]:
-    value: Any = torch.Tensor if dotted.startswith("Tensor.") else torch
-    for part in dotted.split(".")[1:]:
+    """A name with the function of torch it stands for; None for one of another library, which only reading can find."""
+    root, *parts = dotted.split(".")
+    value: Any = {"Tensor": torch.Tensor, "torch": torch}.get(root)
+    for part in parts:
         value = getattr(value, part, None)
     return dotted, value
 
@@ -158,15 +167,12 @@ def _shut_out(gives: list[str], kernel: bool) -> None:
     sys.meta_path.insert(0, _Shut(kept))
 
 
-def _failure(error: BaseException, answer: Answer | None) -> dict[str, Any]:
+def _failure(error: BaseException, path: Path, offset: int) -> dict[str, Any]:
+    """What went wrong and in which line of the answer, which begins `offset` lines into its file."""
     if type(error) is NotImplementedError and not str(error):
         return {"status": "not done"}
-    line = None
-    if answer is not None:
-        own = [
-            frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(answer.path)
-        ]
-        line = own[-1] - answer.offset if own else None
+    own = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    line = own[-1] - offset if own else None
     try:
         message = str(error)[:SAID]
     except BaseException:
@@ -182,26 +188,50 @@ def _read(requests: BinaryIO) -> dict[str, Any] | None:
     return unpack(requests.read(text), requests.read(blob))
 
 
-def limit() -> None:
-    """Bound what the process may take; called in the worker before any answer is loaded."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (FILES, FILES))
+def limit(
+    memory: int = MEMORY,
+    file: int = FILES,
+    processes: int | None = None,
+    descriptors: int | None = None,
+    seconds: int | None = None,
+) -> None:
+    """Bound what the process may take; called in the worker before any answer is loaded.
+
+    processes: how many processes and threads may come to those that /proc shows now: for a worker in a process
+    namespace of its own. seconds: of CPU time.
+    """
+    _bound(resource.RLIMIT_CORE, 0)
+    _bound(resource.RLIMIT_FSIZE, file)
+    _bound(resource.RLIMIT_NOFILE, descriptors)
+    _bound(resource.RLIMIT_CPU, seconds)
     pages = Path("/proc/self/statm")
     if pages.exists():
-        held = int(pages.read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY, held + MEMORY))
+        _bound(resource.RLIMIT_AS, int(pages.read_text().split()[0]) * resource.getpagesize() + memory)
+    if processes is not None:
+        _bound(resource.RLIMIT_NPROC, len([*Path("/proc").glob("[0-9]*/task/*")]) + processes)
+
+
+def _bound(what: int, most: int | None) -> None:
+    if most is not None:
+        hard = resource.getrlimit(what)[1]
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(what, (most, most))
 
 
 def main() -> None:
-    """A worker of its own process: frames on standard input and output, whatever the answer prints on standard error."""
+    """A worker of its own process: frames on standard input and output, whatever the answer prints on standard error.
+
+    Arguments: the folder to work in, and, in JSON, what `limit` takes.
+    """
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.dup2(2, 1)
+    sys.stdout.reconfigure(line_buffering=True)
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
     os.chdir(folder)
-    limit()
+    limit(**json.loads(sys.argv[2] if len(sys.argv) > 2 else "{}"))
     serve(requests, replies, folder)
     os._exit(0)
 

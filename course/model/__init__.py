@@ -14,7 +14,7 @@ transformer  block, model, loss, generation
 
 from course.model.attention import Attention, KVCache, causal_attention
 from course.model.config import PRESETS, ModelConfig, active_parameters, total_parameters
-from course.model.dispatch import capacity_mask, combine, expert_capacity, sort_by_expert
+from course.model.dispatch import capacity_mask, combine, expert_capacity, sort_by_expert, sort_kept
 from course.model.experts import expert_loop, grouped_experts, grouped_product, padded_experts
 from course.model.moe import MoE, Routing
 from course.model.norm import RMSNorm, rms_norm
@@ -30,7 +30,7 @@ from course.model.router import (
     softmax_topk_gate,
 )
 from course.model.swiglu import SwiGLU, swiglu
-from course.model.transformer import Block, Output, Transformer, sample
+from course.model.transformer import Block, Loss, Output, Transformer, sample
 
 __all__ = [
     "PRESETS",
@@ -38,6 +38,7 @@ __all__ = [
     "Block",
     "KVCache",
     "Load",
+    "Loss",
     "MoE",
     "ModelConfig",
     "Output",
@@ -66,6 +67,7 @@ __all__ = [
     "sample",
     "softmax_topk_gate",
     "sort_by_expert",
+    "sort_kept",
     "swiglu",
     "total_parameters",
 ]

@@ -27,6 +27,14 @@ def sort_by_expert(
     return flat_P.argsort(stable=True), offsets_E1
 
 
+def sort_kept(
+    indices_TK: Int64[Tensor, "T K"], kept_TK: Bool[Tensor, "T K"], experts: int
+) -> tuple[Int64[Tensor, " R"], Int64[Tensor, " {experts}+1"]]:
+    """`sort_by_expert` for the kept pairs alone: the order is cut where the dropped ones begin."""
+    order_P, offsets_E1 = sort_by_expert(indices_TK.masked_fill(~kept_TK, experts), experts)
+    return order_P[: offsets_E1[-1]], offsets_E1
+
+
 def capacity_mask(indices_TK: Int64[Tensor, "T K"], experts: int, capacity: int) -> Bool[Tensor, "T K"]:
     """Which pairs are kept when an expert takes at most `capacity` of them.
 

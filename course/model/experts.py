@@ -30,9 +30,8 @@ def expert_loop(
     y_TD = torch.zeros_like(x_TD)
     for e, (gate_up_FD, down_DI) in enumerate(zip(gate_up_EFD.unbind(), down_EDI.unbind(), strict=True)):
         token_R, slot_R = torch.where(indices_TK == e)
-        if len(token_R):
-            rows_RD = F.linear(swiglu(F.linear(x_TD.index_select(0, token_R), gate_up_FD)), down_DI)
-            y_TD.index_add_(0, token_R, rows_RD * weights_TK[token_R, slot_R, None])
+        rows_RD = F.linear(swiglu(F.linear(x_TD.index_select(0, token_R), gate_up_FD)), down_DI)
+        y_TD.index_add_(0, token_R, rows_RD * weights_TK[token_R, slot_R, None])
     return y_TD
 
 
@@ -78,6 +77,15 @@ def grouped_product(
     """
     aligned = all(width * rows_RM.element_size() % 16 == 0 for width in weight_ENM.shape[1:])
     if aligned and rows_RM.dtype != torch.float64:
-        return F.grouped_mm(rows_RM, weight_ENM.transpose(1, 2), offs=offsets_E1[1:].to(torch.int32))
+        y_RN = F.grouped_mm(rows_RM.contiguous(), weight_ENM.transpose(1, 2), offs=offsets_E1[1:].to(torch.int32))
+        if y_RN.requires_grad:
+            y_RN.register_hook(_laid_out)
+        return y_RN
     slices = rows_RM.split(offsets_E1.diff().tolist())
     return torch.cat([F.linear(rows, weight) for rows, weight in zip(slices, weight_ENM.unbind(), strict=True)])
+
+
+def _laid_out(gradient_RN: Tensor) -> Tensor:
+    """The backward of grouped_mm refuses a gradient that is one number seen many times, as `y.sum()` sends it."""
+    plain = gradient_RN.stride() == (gradient_RN.shape[1], 1)
+    return gradient_RN if plain else gradient_RN.clone(memory_format=torch.contiguous_format)

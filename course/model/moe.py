@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from course.model.config import ModelConfig
-from course.model.dispatch import capacity_mask, combine, expert_capacity, sort_by_expert
+from course.model.dispatch import capacity_mask, combine, expert_capacity, sort_by_expert, sort_kept
 from course.model.experts import grouped_experts
 from course.model.router import gate_probabilities, largest_k, renormalised
 
@@ -35,18 +35,16 @@ class MoE(nn.Module):
         super().__init__()
         self.experts, self.top_k = config.experts, config.top_k
         self.capacity_factor = config.capacity_factor
-        self.gate_ED = nn.Parameter(torch.empty(config.experts, config.width))
-        self.gate_up_EFD = nn.Parameter(torch.empty(config.experts, 2 * config.expert_width, config.width))
-        self.down_EDI = nn.Parameter(torch.empty(config.experts, config.width, config.expert_width))
+        self.gate_ED = nn.Parameter(0.02 * torch.randn(config.experts, config.width))
+        self.gate_up_EFD = nn.Parameter(0.02 * torch.randn(config.experts, 2 * config.expert_width, config.width))
+        self.down_EDI = nn.Parameter(0.02 * torch.randn(config.experts, config.width, config.expert_width))
 
     def forward(self, x_TD: Float[Tensor, "T D"]) -> tuple[Float[Tensor, "T D"], Routing]:
         routing = self.route(x_TD)
-        indices_TK = routing.indices_TK
-        if routing.kept_TK is not None:
-            indices_TK = indices_TK.masked_fill(~routing.kept_TK, self.experts)
-        order_R, offsets_E1 = sort_by_expert(indices_TK, self.experts)
-        if routing.kept_TK is not None:
-            order_R = order_R[: offsets_E1[-1]]
+        if routing.kept_TK is None:
+            order_R, offsets_E1 = sort_by_expert(routing.indices_TK, self.experts)
+        else:
+            order_R, offsets_E1 = sort_kept(routing.indices_TK, routing.kept_TK, self.experts)
         rows_RD = x_TD.index_select(0, order_R // self.top_k)
         rows_RD = grouped_experts(rows_RD, self.gate_up_EFD, self.down_EDI, offsets_E1)
         return combine(rows_RD, order_R, routing.weights_TK), routing

@@ -20,8 +20,8 @@ class SwiGLU(nn.Module):
 
     def __init__(self, width: int, hidden: int):
         super().__init__()
-        self.gate_up_FD = nn.Parameter(torch.empty(2 * hidden, width))
-        self.down_DI = nn.Parameter(torch.empty(width, hidden))
+        self.gate_up_FD = nn.Parameter(0.02 * torch.randn(2 * hidden, width))
+        self.down_DI = nn.Parameter(0.02 * torch.randn(width, hidden))
 
     def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
         return F.linear(swiglu(F.linear(x, self.gate_up_FD)), self.down_DI)

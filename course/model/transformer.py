@@ -44,6 +44,12 @@ class Output(NamedTuple):
     routings: list[Routing]  # one a mixture layer
 
 
+class Loss(NamedTuple):
+    total: Tensor  # what to minimise: cross entropy, and the balance loss times the config's balance_weight
+    cross_entropy: Tensor  # nats a token
+    routings: list[Routing]
+
+
 class Transformer(nn.Module):
     """A decoder-only language model. Weights are drawn from the global torch generator: seed it first."""
 
@@ -88,17 +94,14 @@ class Transformer(nn.Module):
     def new_caches(self, batch: int) -> list[KVCache]:
         return [KVCache(self.config, batch, like=self.head.weight) for _ in self.blocks]
 
-    def loss(self, tokens_BS: Int64[Tensor, "B S"], targets_BS: Int64[Tensor, "B S"]) -> tuple[Tensor, Tensor]:
-        """What to minimise, and the cross entropy alone, both in nats a token.
-
-        They differ by the balance loss, averaged over the layers and weighted by the config's balance_weight.
-        """
+    def loss(self, tokens_BS: Int64[Tensor, "B S"], targets_BS: Int64[Tensor, "B S"]) -> Loss:
+        """Cross entropy of the targets, and for a mixture the weighted balance loss, averaged over the layers."""
         logits_BSV, routings = self(tokens_BS)
         cross_entropy = F.cross_entropy(logits_BSV.flatten(0, 1), targets_BS.flatten())
         if not routings:
-            return cross_entropy, cross_entropy
+            return Loss(cross_entropy, cross_entropy, routings)
         balance = torch.stack([balance_loss(r.probabilities_TE, r.indices_TK) for r in routings]).mean()
-        return cross_entropy + self.config.balance_weight * balance, cross_entropy
+        return Loss(cross_entropy + self.config.balance_weight * balance, cross_entropy, routings)
 
     @torch.no_grad()
     def generate(

@@ -1,0 +1,211 @@
+"""The `course` command. Each command imports its part when it runs, so that help is there at once."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="MoE to Metal: build a mixture of experts, its Triton kernels, and a model of the H800 it runs on.",
+)
+progress = typer.Typer(rich_markup_mode=None)
+app.add_typer(progress, name="progress", help="Export what you have passed, or begin anew.")
+
+Unit = Annotated[str, typer.Argument(metavar="UNIT", help="4, 04 or 04_mixture_of_experts.")]
+AnyUnit = Annotated[str | None, typer.Argument(metavar="[UNIT]", help="4, 04 or 04_mixture_of_experts.")]
+
+
+@app.command()
+def lab(
+    unit: AnyUnit = None,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the address.")] = False,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The next free one is used where it is taken.")] = 8888,
+):
+    """Open a unit in JupyterLab, 00 by default."""
+    from course.lab import lab_command
+
+    lab_command(unit, not no_browser, port)
+
+
+@app.command()
+def check(unit: Unit):
+    """Check your lab, as it was last saved."""
+    from course.exercises.command import check_command
+
+    return check_command(unit)
+
+
+@app.command()
+def hint(exercise: Annotated[str, typer.Argument(metavar="EXERCISE", help="Such as 04.2.")]):
+    """Show the next hint for an exercise."""
+    from course.exercises.overview import hint_command
+
+    hint_command(exercise)
+
+
+@app.command()
+def status():
+    """Show what you have passed."""
+    from course.exercises.overview import status_command
+
+    status_command()
+
+
+@progress.command("export")
+def export(file: Annotated[Path, typer.Argument(help="A file, or a folder for it.")]):
+    """Write progress and kept answers to one JSON file."""
+    from course.authoring import places
+    from course.authoring.progress import export
+
+    print(f"Progress is in {export(places.workspace(), file)}.")
+
+
+@progress.command("reset")
+def reset():
+    """Begin anew. What was there is moved aside, not deleted; your notebooks stay as they are."""
+    from course.authoring import places
+    from course.authoring.progress import reset
+
+    aside = reset(places.workspace())
+    print(f"Progress starts anew; what was there is in {aside}." if aside else "There is no progress yet.")
+
+
+@app.command()
+def exercises(as_json: Annotated[bool, typer.Option("--json", help="A list of objects.")] = False):
+    """List the exercises of the units that stand."""
+    from course.exercises.overview import exercises_command
+
+    exercises_command(as_json)
+
+
+@app.command()
+def doctor():
+    """Say what this machine has and lacks."""
+    from course.doctor import doctor_command
+
+    return doctor_command()
+
+
+@app.command()
+def train(
+    preset: Annotated[str, typer.Option(help="tiny-moe or tiny-dense.")] = "tiny-moe",
+    data: Annotated[str, typer.Option(help="code, prose, or the path of a file or folder.")] = "code",
+    out: Annotated[
+        Path | None, typer.Option(help="The run's folder; runs/PRESET of your workspace by default.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Optimizer steps in all.")] = 500,
+    seconds: Annotated[float | None, typer.Option(help="Stop after so long; --resume goes on.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    seed: Annotated[int, typer.Option(help="Of weights, batches and the text at the end.")] = 0,
+    vocab: Annotated[int, typer.Option(help="Tokens of the tokenizer that is trained first.")] = 1024,
+):
+    """Train a small model."""
+    from course.authoring import places
+    from course.training.command import train_command
+
+    home = places.workspace()
+    out, cache = out or home / "runs" / preset, home / ".cache"
+    try:
+        train_command(out, preset, data, steps, seconds, resume, seed, vocab, cache, sys.stderr.isatty())
+    except KeyboardInterrupt:  # it has said how to go on
+        sys.exit(130)
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What the text begins with.")] = "",
+    run: Annotated[
+        Path | None, typer.Option(help="A run's folder; runs/tiny-moe of your workspace by default.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="How many to write.")] = 200,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest each time.")] = 0.8,
+    top_p: Annotated[float, typer.Option(help="Choose among the likeliest that make up so much.")] = 0.95,
+    seed: Annotated[int, typer.Option(help="Another seed writes another text.")] = 0,
+):
+    """Continue a text with a trained model."""
+    from course.authoring import places
+    from course.training.command import generate_command
+
+    print(generate_command(run or places.workspace() / "runs" / "tiny-moe", prompt, tokens, temperature, top_p, seed))
+
+
+@app.command()
+def grade(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Notebooks, or folders and archives of them.")],
+    lab: Annotated[str, typer.Option(metavar="UNIT", help="The unit whose lab they are.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Gets gradebook.csv and each student's results.json.")],
+    no_isolation: Annotated[
+        bool, typer.Option("--no-isolation", help="Run answers with your own rights, where there is no sandbox.")
+    ] = False,
+):
+    """Grade labs, each answer in a sandbox."""
+    from course.grading.command import grade_command
+
+    return grade_command(lab, out, files, not no_isolation)
+
+
+@app.command()
+def build(
+    unit: AnyUnit = None,
+    check: Annotated[bool, typer.Option("--check", help="Build nothing: say what is not as its source says.")] = False,
+):
+    """Build the notebooks whose sources changed."""
+    from course.authoring import places
+    from course.authoring.build import build
+
+    faults = build(None if unit is None else [places.unit(unit)], only_check=check)
+    print(*faults, sep="\n", end="\n" if faults else "", file=sys.stderr)
+    return int(bool(faults))
+
+
+@app.command("new-unit")
+def new_unit(slug: Annotated[str, typer.Argument(metavar="NN_SLUG", help="Such as 05_deepseek_moe.")]):
+    """Begin a unit: its sources, to be filled."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command and end the process.
+
+    Exit codes: 0 all is well, 1 something failed, 2 wrong use, 130 Ctrl-C. Errors are one line on standard error.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(arguments or ["--help"], prog_name="course", standalone_mode=False)
+    except typer.TyperException as error:
+        _end(2, f"{_one_line(error.format_message()).rstrip('.')}. See: {_path(error)} --help")
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = 1
+    except Exception as error:
+        if os.environ.get("COURSE_DEBUG"):
+            raise
+        if type(error).__module__.startswith("course."):  # the parts' own errors are sentences for the user
+            _end(2, _one_line(str(error)))
+        _end(1, f"The course failed: {type(error).__name__}: {_one_line(str(error))} COURSE_DEBUG=1 shows where.")
+    if code == 130:
+        _end(130, "Stopped.")
+    sys.exit(code)
+
+
+def _path(error: typer.TyperException) -> str:
+    """The command in which a usage error arose."""
+    context = getattr(error, "ctx", None)
+    return context.command_path if context else "course"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _end(code: int, line: str) -> None:
+    print(line, file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,76 @@
+"""A run on disk: weights, optimizer, and all that is needed to go on or to generate, in one file written in one step."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from course.model import ModelConfig, Transformer
+from course.training import atomic
+from course.training.data import Data
+from course.training.errors import TrainingError
+from course.training.tokenizer import Tokenizer
+
+NAME = "checkpoint.pt"
+
+
+@dataclass
+class Checkpoint:
+    config: dict[str, Any]
+    settings: dict[str, Any]
+    data: str  # Data.key
+    merges: list[tuple[int, int]]  # of the tokenizer
+    rows: list[list]  # Row by Row; the last one's step is the checkpoint's
+    model: dict[str, torch.Tensor]
+    optimizer: dict[str, Any]
+    rng: torch.Tensor  # state of torch's global generator
+
+    @classmethod
+    def of(cls, model: Transformer, optimizer: torch.optim.Optimizer, settings: Any, data: Data, rows: list):
+        return cls(
+            config=asdict(model.config),
+            settings=asdict(settings),
+            data=data.key,
+            merges=data.tokenizer.merges,
+            rows=[list(row) for row in rows],
+            model=model.state_dict(),
+            optimizer=optimizer.state_dict(),
+            rng=torch.get_rng_state(),
+        )
+
+    def write(self, folder: Path) -> None:
+        atomic.write(folder / NAME, lambda file: torch.save(vars(self), file))
+
+    @classmethod
+    def read(cls, path: Path) -> "Checkpoint":
+        """From a run's folder or from the file itself. Raises: TrainingError when there is none, or it is damaged."""
+        file = path / NAME if path.is_dir() else path
+        if not file.exists():
+            raise TrainingError(f"there is no checkpoint at {file}: train a model first, with course train")
+        try:
+            return cls(**torch.load(file, weights_only=True))
+        except Exception as error:
+            raise TrainingError(f"{file} is not a checkpoint of this course, or it is damaged") from error
+
+    def require(self, **wanted: Any) -> None:
+        """Raises: TrainingError naming the first thing in which the checkpoint differs from what is asked for."""
+        for name, value in wanted.items():
+            stored = getattr(self, name)
+            if stored == value:
+                continue
+            if name == "data":
+                raise TrainingError(
+                    "this is not the text that the checkpoint was trained on: give the same data, or train from the start"
+                )
+            field = next(key for key in value if stored.get(key) != value[key])
+            raise TrainingError(
+                f"the checkpoint was trained with {field}={stored.get(field)}, not {value[field]}: "
+                "resume with the same settings or train into another folder"
+            )
+
+    def load(self) -> tuple[Transformer, Tokenizer]:
+        """The model in eval mode, and its tokenizer."""
+        model = Transformer(ModelConfig(**self.config))
+        model.load_state_dict(self.model)
+        return model.eval(), Tokenizer(self.merges)

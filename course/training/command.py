@@ -1,0 +1,135 @@
+"""What `course train` and `course generate` do. Lines are handed to `say`; every fault is a TrainingError."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from course.model import ModelConfig, Routing, Transformer, active_parameters, total_parameters
+from course.training.checkpoint import NAME, Checkpoint
+from course.training.data import Data, load
+from course.training.errors import TrainingError
+from course.training.tokenizer import Tokenizer
+from course.training.trainer import Row, TrainSettings, evaluate, train
+
+SOURCES = ("code", "prose")
+
+
+def train_command(
+    out: Path,
+    preset: str = "tiny-moe",
+    data: str = "code",
+    steps: int = 500,
+    seconds: float | None = None,
+    resume: bool = False,
+    seed: int = 0,
+    vocab: int = 1024,
+    cache: Path | None = None,
+    progress: bool = False,
+    say: Callable[[str], None] = tqdm.write,
+) -> float:
+    """Train a preset, telling how it goes, and end with the validation loss and some text.
+
+    out: folder of the run. data: "code" or "prose", the embedded corpus, or the path of a file or folder.
+    resume: go on from the checkpoint in `out`; preset, steps, seed and vocab are then the checkpoint's.
+    Returns: the validation loss in nats a token. Raises: TrainingError; KeyboardInterrupt after Ctrl-C, with a
+    checkpoint written and a line on how to go on.
+    """
+    if steps < 1:
+        raise TrainingError(f"{steps} steps train nothing: ask for at least 1")
+    if seconds is not None and seconds <= 0:
+        raise TrainingError(f"{seconds} seconds train nothing: ask for more than 0")
+    if resume:
+        checkpoint = Checkpoint.read(out)
+        config, settings = ModelConfig(**checkpoint.config), TrainSettings(**checkpoint.settings)
+        text = load(_source(data), config.vocab, cache)
+    else:
+        if (out / NAME).exists():
+            raise TrainingError(f"{out} already holds a run: go on with --resume, or train into another folder")
+        config, settings = _config(preset), TrainSettings(steps=steps, seed=seed)
+        text = load(_source(data), vocab, cache)
+        config = replace(config, vocab=text.tokenizer.vocab)
+    say(_introduction(config, settings, text))
+
+    def report(row: Row, routings: list[Routing]) -> None:
+        if row.validation is not None:
+            say(_line(row))
+
+    try:
+        model, rows = train(config, text, settings, out, resume, seconds, report, progress)
+    except KeyboardInterrupt:
+        say(f"Stopped. The checkpoint is in {out}; the same command with --resume goes on from it.")
+        raise
+    validation = rows[-1].validation
+    if validation is None:
+        validation = evaluate(model, text, settings.evaluation_sequences)
+    if rows[-1].step < settings.steps:
+        say(f"Time is up after step {rows[-1].step} of {settings.steps}; the same command with --resume goes on.")
+    say(
+        f"Validation loss {validation:.3f} nats a token (an even guess: {math.log(config.vocab):.3f}), "
+        f"{text.bits_per_byte(validation):.2f} bits a byte."
+    )
+    say("The model writes:\n")
+    say(_write(model.eval(), text.tokenizer, "", tokens=200, temperature=0.8, top_p=0.95, seed=seed))
+    return validation
+
+
+def generate_command(
+    checkpoint: Path,
+    prompt: str = "",
+    tokens: int = 200,
+    temperature: float = 0.8,
+    top_p: float = 0.95,
+    seed: int = 0,
+) -> str:
+    """The prompt and what the model makes of it. Without a prompt it starts a document of its own.
+
+    checkpoint: a run's folder, or its checkpoint.pt. Raises: TrainingError.
+    """
+    if tokens < 1:
+        raise TrainingError(f"{tokens} tokens are no text: ask for at least 1")
+    if not 0 <= temperature < math.inf:
+        raise TrainingError(f"a temperature of {temperature} does not work: take 0 (always the likeliest) or more")
+    if not 0 < top_p <= 1:
+        raise TrainingError(f"top_p {top_p} does not work: take more than 0 and at most 1")
+    model, tokenizer = Checkpoint.read(checkpoint).load()
+    return _write(model, tokenizer, prompt, tokens, temperature, top_p, seed)
+
+
+def _write(
+    model: Transformer, tokenizer: Tokenizer, prompt: str, tokens: int, temperature: float, top_p: float, seed: int
+) -> str:
+    start = torch.tensor([tokenizer.end, *tokenizer.encode(prompt)])
+    generator = torch.Generator().manual_seed(seed)
+    return tokenizer.decode([*start.tolist(), *model.generate(start, tokens, temperature, top_p, generator)])
+
+
+def _source(data: str) -> Path | str:
+    return data if data in SOURCES else Path(data)
+
+
+def _config(preset: str) -> ModelConfig:
+    try:
+        return ModelConfig.preset(preset)
+    except ValueError as error:
+        raise TrainingError(str(error)) from None
+
+
+def _introduction(config: ModelConfig, settings: TrainSettings, text: Data) -> str:
+    experts = f"{config.experts} experts, top-{config.top_k}" if config.experts else "dense"
+    return (
+        f"{total_parameters(config):,} parameters, {active_parameters(config):,} of them active a token ({experts}); "
+        f"{len(text.train):,} tokens of text, {settings.steps * settings.batch * config.context:,} to train on; "
+        f"{torch.get_num_threads()} threads"
+    )
+
+
+def _line(row: Row) -> str:
+    speed = row.tokens / row.seconds
+    return (
+        f"step {row.step:5}   {row.tokens:>9,} tokens   training loss {row.loss:.3f}   "
+        f"validation loss {row.validation:.3f}   {speed:>7,.0f} tokens/s"
+    )

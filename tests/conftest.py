@@ -1,0 +1,23 @@
+"""What holds for every test: kernels are interpreted, nothing is fetched, and no progress is recorded in a real workspace."""
+
+import os
+import tempfile
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.pop("COURSE_ROOT", None)
+
+import course  # noqa: F401  (sets TRITON_INTERPRET before anything imports triton)
+
+_HOME = tempfile.TemporaryDirectory(prefix="course-test-")
+os.environ["COURSE_HOME"] = _HOME.name
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A learner's workspace of this test alone, still empty."""
+    folder = tmp_path / "workspace"
+    monkeypatch.setenv("COURSE_HOME", str(folder))
+    return folder

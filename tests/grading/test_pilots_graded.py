@@ -1,0 +1,36 @@
+"""The pilot exercises through the real sandbox, on secret inputs: what is right passes, what is wrong is named."""
+
+import pytest
+from conftest import answer
+
+PILOTS = ["05.2", "07.6", "10.1"]
+
+
+@pytest.mark.parametrize("name", PILOTS)
+def test_right_answers_pass(pilots, graded, name):
+    exercise = pilots[name]
+    right = [*exercise.alternatives] if exercise.kernel else [exercise.reference, *exercise.alternatives]
+    for function in right:
+        verdict, grade = graded(answer(exercise, function), name)
+        assert verdict.passed, verdict
+        assert grade.total == 10
+        assert verdict.total == 3 * exercise.cases
+
+
+@pytest.mark.parametrize("name", PILOTS)
+def test_every_misconception_fails_and_is_named(pilots, graded, name):
+    for misconception in pilots[name].misconceptions:
+        verdict, grade = graded(answer(pilots[name], misconception.answer), name)
+        assert (verdict.status, verdict.misconception, grade.total) == ("failed", misconception.name, 0)
+
+
+@pytest.mark.parametrize("name", PILOTS)
+def test_a_blank_answer_is_not_done(pilots, graded, name):
+    blank = f"def {pilots[name].entry}(**inputs):\n    # YOUR CODE HERE\n    raise NotImplementedError\n"
+    assert graded(blank, name)[0].status == "not done"
+
+
+def test_a_kernel_exercise_answered_in_pytorch_earns_nothing(pilots, graded):
+    verdict, grade = graded(answer(pilots["10.1"]), "10.1")
+    assert grade.total == 0
+    assert verdict.failures[0].what == "no Triton kernel was launched"
