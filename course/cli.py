@@ -18,7 +18,7 @@ progress = typer.Typer(rich_markup_mode=None)
 app.add_typer(progress, name="progress", help="Export what you have passed, or begin anew.")
 
 Unit = Annotated[str, typer.Argument(metavar="UNIT", help="4, 04 or 04_mixture_of_experts.")]
-AnyUnit = Annotated[str | None, typer.Argument(metavar="[UNIT]", help="4, 04 or 04_mixture_of_experts.")]
+AnyUnit = Annotated[str | None, typer.Argument(metavar="UNIT", help="4, 04 or 04_mixture_of_experts.")]
 
 
 @app.command()
@@ -137,7 +137,7 @@ def generate(
 
 @app.command()
 def grade(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Notebooks, or folders and archives of them.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Notebooks, or folders and archives of them.")],
     lab: Annotated[str, typer.Option(metavar="UNIT", help="The unit whose lab they are.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Gets gradebook.csv and each student's results.json.")],
     no_isolation: Annotated[
@@ -167,6 +167,9 @@ def build(
 @app.command("new-unit")
 def new_unit(slug: Annotated[str, typer.Argument(metavar="NN_SLUG", help="Such as 05_deepseek_moe.")]):
     """Begin a unit: its sources, to be filled."""
+    from course.new_unit import new_unit_command
+
+    new_unit_command(slug)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -190,7 +193,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         if type(error).__module__.startswith("course."):  # the parts' own errors are sentences for the user
             _end(2, _one_line(str(error)))
-        _end(1, f"The course failed: {type(error).__name__}: {_one_line(str(error))} COURSE_DEBUG=1 shows where.")
+        _end(1, f"The course failed: {type(error).__name__}: {_one_line(str(error))} (COURSE_DEBUG=1 shows where).")
     if code == 130:
         _end(130, "Stopped.")
     sys.exit(code)

@@ -5,9 +5,11 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import course
 from course.authoring import places
@@ -131,15 +133,21 @@ def _jupyter() -> Finding:
 
 def _workspace() -> Finding:
     home = places.workspace()
-    there = next(folder for folder in [home, *home.parents] if folder.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        return Finding("fail", "workspace", f"{home} cannot be written.", "Set COURSE_HOME to a folder that can.")
+    try:
+        with tempfile.TemporaryFile(dir=_existing(home)):
+            pass
+    except OSError as error:
+        fix = "Set COURSE_HOME to a folder that can."
+        return Finding("fail", "workspace", f"{home} cannot be written ({error.strerror}).", fix)
     return Finding("ok", "workspace", f"{home}{'' if home.exists() else ', made when you open a unit'}.")
 
 
+def _existing(folder: Path) -> Path:
+    return next(each for each in [folder, *folder.parents] if each.exists())
+
+
 def _disk() -> Finding:
-    home = places.workspace()
-    there = next(folder for folder in [home, *home.parents] if folder.exists())
+    there = _existing(places.workspace())
     free = shutil.disk_usage(there).free / 1e9
     if free < ROOM:
         return Finding("warn", "disk", f"{free:.1f} GB free at {there}.", f"Make room: {ROOM:.0f} GB are enough.")

@@ -50,7 +50,7 @@ print("course", course.__version__, "· torch", torch.__version__.split("+")[0])
 # ## First, your own predictions
 #
 # A result teaches most when you expected another. So before you see any number, write down what you think: for each claim a
-# number (a wild guess is fine), and whether the claim will stand. Nobody else reads it.
+# number (a wild guess is fine), and whether the claim will stand. It is not graded, and it stays on your machine.
 #
 # Seven claims, each with a question that has a number for an answer:
 
@@ -69,9 +69,12 @@ for key, (claim, question) in claims.items():
 
 # %% [markdown]
 # Your answers go into one small file, `predictions.json` in your workspace, and unit 20 reads them from there. Where this notebook has no
-# workspace (on the web, in Colab), they last until it closes. Two helpers: one reads what is there, one writes one answer down.
+# workspace (on the web, in Colab), they last until it closes.
+#
+# The next three cells are the machinery of the form, folded away; open them if you like, and run them either way. The first reads
+# what you wrote before:
 
-# %%
+# %% jupyter={"source_hidden": true}
 import json
 import re
 
@@ -93,10 +96,14 @@ def read():
 
 
 written = read()
-print(f"{len(written)} of {len(claims)} predictions written so far")
+print(f"{len(claims.keys() & written.keys())} of {len(claims)} predictions written so far")
 
 
-# %%
+# %% [markdown]
+# The second writes one answer down, whole or not at all. The third makes a row of the form.
+
+
+# %% jupyter={"source_hidden": true}
 def keep(key, guess="", belief=""):
     """Write one prediction down, and say in a sentence where it went."""
     text = str(guess).strip()
@@ -114,10 +121,7 @@ def keep(key, guess="", belief=""):
     return f"kept in {path.name}"
 
 
-# %% [markdown]
-# And the form. What you type is kept as soon as you leave a field. Come back whenever you like: it shows what you wrote.
-
-# %%
+# %% jupyter={"source_hidden": true}
 try:
     import ipywidgets as widgets
 except ImportError:
@@ -139,6 +143,10 @@ def row(key):
         field.observe(lambda _: setattr(note, "value", keep(key, guess.value, belief.value)), names="value")
     return widgets.VBox([widgets.HTML(f"<b>{claim}</b> {question}"), widgets.HBox([guess, belief, note])])
 
+
+# %% [markdown]
+# And the form. What you type is kept as soon as you leave a field. Come back whenever you like: it shows what you wrote. (If results from
+# our own run already stand further down, do not scroll yet.)
 
 # %%
 from IPython.display import display
@@ -363,11 +371,11 @@ figure, axis = plt.subplots(figsize=(7.5, 2.4))
 axis.barh(list(ratios), list(ratios.values()), color=["#0072B2", "#0072B2", "#009E73"], height=0.6)
 for place, ratio in enumerate(ratios.values()):
     axis.text(ratio + 0.4, place, f"{ratio:.1f}", va="center")
-axis.axvline(10, color="#57606a", linestyle="--")
-axis.text(10.2, -0.72, "a tenth", color="#57606a")
+axis.axvline(10, color="#57606a", linestyle="--", label="a tenth")
 axis.set(xlabel="ratio (times)", title="Three readings of “a tenth of the cost”", xlim=(0, 31))
 axis.invert_yaxis()
 axis.grid(axis="y", visible=False)
+axis.legend(loc="lower right")
 plt.show()
 
 # %% [markdown]

@@ -15,7 +15,7 @@
 #
 # In the lesson you watched an MoE layer being built. Here you build one, a little differently in every part: a gate
 # with a switch, experts that can lose a token, a sort without a sort, a combine that gathers.
-# When you are done, the last cells put your own parts together and train on them.
+# When you are done, the last cells put your own parts together and let them learn.
 #
 # How a lab works:
 #
@@ -386,7 +386,30 @@ torch.testing.assert_close(by_hand_TE, logits_TE.grad, atol=1e-6, rtol=1e-5)
 print("logits that receive no gradient:", int((by_hand_TE == 0).sum()), "of", by_hand_TE.numel())
 
 # %% [markdown]
-# Six of eight logits of every token learned nothing from it. A router hears only about the experts it already chose; unit 05 shows
+# Last, let it learn. The task suits a mixture: points from eight clouds, each to be turned by a rotation of its own. No one tells
+# the router which cloud a point came from.
+
+# %%
+torch.manual_seed(0)
+centres_CD, turns_CDD = 3 * torch.randn(8, 16), torch.linalg.qr(torch.randn(8, 16, 16)).Q
+weights = [torch.randn(8, 16), torch.randn(8, 64, 16) / 4, torch.randn(8, 16, 32) / 6]
+for weight in weights:
+    weight.requires_grad_()
+optimizer = torch.optim.Adam(weights, lr=1e-2)
+losses = []
+for step in range(150):
+    cloud_T = torch.randint(8, (256,))
+    x_TD = centres_CD[cloud_T] + torch.randn(256, 16)
+    wanted_TD = torch.einsum("td,tde->te", x_TD, turns_CDD[cloud_T])
+    loss = (my_moe(x_TD, *weights, k=2) - wanted_TD).pow(2).mean() / wanted_TD.pow(2).mean()
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    losses.append(loss.item())
+print(f"relative error {losses[0]:.2f} at first, {losses[-1]:.2f} after {len(losses)} steps on your own layer")
+
+# %% [markdown]
+# One thing to take along. Six of eight logits of every token learned nothing from it. A router hears only about the experts it already chose; unit 05 shows
 # what DeepSeek does about the ones that are never chosen.
 #
 # **Next:** lesson 05, where softmax becomes sigmoid, experts come in groups, and a bias keeps the balance.

@@ -134,11 +134,11 @@ def _leaks(sources: dict[Unit, Source], every: list[Unit], at: Path) -> Iterator
 
 
 def _setups(sources: dict[Unit, Source]) -> Iterator[str]:
-    """Labs whose set-up cell is not the one that the first lab has."""
+    """Labs whose set-up cell is not the shortest one, alone or with lines after it (units with kernels import more)."""
     texts = {unit: next(cell.text for cell in source.cells if "setup" in cell.tags) for unit, source in sources.items()}
-    first = next(iter(texts), None)
+    first = min(texts, key=lambda unit: len(texts[unit]), default=None)
     for unit, text in texts.items():
-        if text != texts[first]:
+        if not (text + "\n").startswith(texts[first] + "\n"):
             yield f"solutions/{unit.slug}.py has another set-up cell than solutions/{first.slug}.py."
 
 

@@ -1,7 +1,7 @@
 """Executing a notebook away from everything: a fresh kernel of this Python, an empty home, an empty folder.
 
 What would differ between two runs is left out of the outputs: timings, standard error, versions in pictures, widgets
-(they need a running kernel). A Python warning is a fault: the learner would see it too.
+(they need a running kernel). A warning or a traceback on standard error is a fault: the learner would see it too.
 """
 
 import os
@@ -15,7 +15,7 @@ from course.authoring.places import PACKAGE
 
 SECONDS = 120  # for one cell, as nbval has it
 WIDGET = "application/vnd.jupyter.widget-view+json"
-WARNING = re.compile(r"^.*\b[A-Z]\w*Warning\b.*$", re.MULTILINE)
+WARNING = re.compile(r"^.*\b[A-Z]\w*Warning\b.*$|^Traceback \(most recent call last\)", re.MULTILINE)
 ADDRESS = re.compile(r"0x[0-9a-f]{8,}")
 FIGURES = "backend: module://matplotlib_inline.backend_inline\nfigure.dpi: 96\nsvg.hashsalt: moe-to-metal\n"
 KERNEL = "c.InlineBackend.print_figure_kwargs = {'bbox_inches': 'tight', 'metadata': {'Software': None}}\n"
@@ -105,7 +105,7 @@ def _tidy(outputs: list[Any], place: int) -> list[Any]:
     for output in outputs:
         if output.output_type == "stream" and output.name == "stderr":
             if warned := WARNING.search(output.text):
-                raise CellError(place, f"it warns: {_line(warned[0])}")
+                raise CellError(place, f"it writes on standard error: {_line(warned[0])}")
         elif WIDGET in output.get("data", {}):
             continue
         elif output.output_type == "stream" and kept and kept[-1].output_type == "stream":

@@ -63,8 +63,8 @@ def _update(mine: Path, released: Path, home: Path, tell: Callable[[str], None])
                 files.write(backup, mine.read_bytes())
                 files.write(mine, dump(merge(copy, release)))
                 tell(
-                    f"{name} follows the new release: your answers and your own cells are kept, "
-                    f"and the copy as it was is {backup.relative_to(home)}."
+                    f"{name} follows the new release: your answers and the cells you added are kept. "
+                    f"Your copy as it was, with any other change, is {backup.relative_to(home)}."
                 )
             return
     files.write(mine, released.read_bytes())

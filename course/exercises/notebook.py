@@ -1,13 +1,16 @@
 """What a notebook calls: `check` on an answer, `mine` for an answer that passed before."""
 
 import json
+import linecache
 import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 
 from course.authoring import places, progress
 from course.checking.answer import AnswerError, cell_of, prelude, source_of
+from course.checking.exercise import Exercise
 from course.checking.judge import Verdict, judge
 from course.checking.result import Result
 from course.exercises import every, find
@@ -43,15 +46,12 @@ def mine(name: str) -> Callable:
     return _function(exercise, kept)
 
 
-def _function(exercise, source: str) -> Callable:
+def _function(exercise: Exercise, source: str) -> Callable:
     """A kept answer as a function, in a namespace that holds what it held when it was checked."""
-    import importlib.util
-    import tempfile
-
     earlier = "".join(source_of(find(name).reference, find(name).entry) + "\n" for name in exercise.uses)
-    path = Path(tempfile.mkdtemp(prefix="mine-")) / f"answer_{exercise.id.replace('.', '_')}.py"
-    path.write_text("from course import mine\n" + prelude(exercise) + earlier + source)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    text = f"{prelude(exercise)}from course import mine\n{earlier}{source}"
+    module = ModuleType(f"answer_{exercise.id.replace('.', '_')}")
+    place = f"<your answer to {exercise.id}>"
+    linecache.cache[place] = (len(text), None, text.splitlines(keepends=True), place)  # for tracebacks and for Triton
+    exec(compile(text, place, "exec"), vars(module))
     return getattr(module, exercise.entry)

@@ -1,32 +1,30 @@
 """Triton kernels, an interpreter that checks what they do, and their machine code for a chip that need not be there.
 
-The names below are imported when they are first used, so that `import course.kernels` costs nothing.
+`checked` and `machine` are the two doors; the other files with a kernel in them are named after it. Importing this
+package imports neither torch nor Triton.
 """
 
 from importlib import import_module
+from importlib.util import find_spec
 
 _LAZY = {
     "Access": "launch",
     "KernelFault": "launch",
     "Launch": "launch",
-    "checked": "checked",
     "Compiled": "machine",
     "compile_for": "machine",
     "compile_here": "machine",
     "compile_text": "machine",
-    "rmsnorm": "rmsnorm",
-    "rmsnorm_torch": "rmsnorm",
 }
 
 
+def need_triton() -> None:
+    """Raises: ImportError, in one sentence, where Triton is not installed."""
+    if find_spec("triton") is None:
+        raise ImportError("Triton is not installed, and kernels need it: `pip install triton`, on Linux (x86-64).")
+
+
 def __getattr__(name: str):
-    if name not in _LAZY:
-        raise AttributeError(f"module 'course.kernels' has no attribute {name!r}")
-    try:
+    if name in _LAZY:
         return getattr(import_module(f"course.kernels.{_LAZY[name]}"), name)
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] != "triton":
-            raise
-        raise ImportError(
-            "Triton is not installed, and units 09 to 14 need it: it comes with `pip install triton` on Linux (x86-64)."
-        ) from None
+    raise AttributeError(f"module 'course.kernels' has no attribute {name!r}")

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.overrides import TorchFunctionMode
 
-from course.kernels.interpreter import Builder, installed, interpreting
+from course.kernels import need_triton
 from course.kernels.launch import KernelFault, Launch
 from course.kernels.low_precision import POISON
 
@@ -44,8 +44,12 @@ class Log:
 def checked() -> Iterator[Log]:
     """Watch every launch of a @triton.jit kernel inside the block. Blocks may nest: the innermost one watches.
 
-    Raises: KernelFault from the launch that is at fault; RuntimeError where kernels are not interpreted.
+    Raises: KernelFault from the launch that is at fault; RuntimeError where kernels are not interpreted, ImportError
+    without Triton.
     """
+    need_triton()
+    from course.kernels.interpreter import Builder, installed, interpreting
+
     if not interpreting():
         raise RuntimeError("checked() needs the interpreter: set TRITON_INTERPRET=1 before Triton is imported.")
     log = Log()

@@ -285,15 +285,19 @@ def _launch(function: InterpretedFunction, sizes, values: dict[str, Any], consta
     for number, (name, param) in enumerate(inspect.signature(function.fn).parameters.items()):
         value, fixed = values[name], name in plain or number in plain
         annotated = KernelParam(number, param, False, False).annotation_type
-        if name in constant or value is None or (value is 1 and not fixed and not annotated):  # noqa: F632
+        if name in constant or value is None or (type(value) is int and value == 1 and not fixed and not annotated):
             signature[name], constexprs[name] = "constexpr", _plain(value)
             continue
-        signature[name] = annotated or mangle_type(value)
+        signature[name] = annotated or _type(value)
         size = value.data_ptr() if hasattr(value, "data_ptr") else value
         if isinstance(size, int) and not isinstance(size, bool) and size % 16 == 0 and not fixed:
             divisible.append(name)
     plain_options = {key: _plain(value) for key, value in options.items()}
     return Launch(function.__name__, sizes, signature, constexprs, tuple(divisible), plain_options)
+
+
+def _type(value: Any) -> str | list:
+    return [_type(part) for part in value] if isinstance(value, tuple) else mangle_type(value)
 
 
 def _plain(value: Any) -> Any:

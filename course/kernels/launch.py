@@ -51,7 +51,7 @@ class Launch:
 
 
 def plural(count: int, thing: str) -> str:
-    return f"{count:,} {thing}" + ("" if count == 1 else "s")
+    return f"{count} {thing}" + ("" if count == 1 else "s")
 
 
 def place(program: tuple[int, ...]) -> str:

@@ -227,7 +227,7 @@ class Memory:
             advice = (
                 "give each program elements of its own, or use an atomic"
                 if kind == other == "store"
-                else "programs run in no fixed order"
+                else "programs run in no fixed order, so what they share needs atomics"
             )
             raise self.fault(
                 f"{SAYS[kind]} {argument.name}[{elements[lane]}], which {place(self.programs[index])} "

@@ -12,8 +12,9 @@ from course.model import ModelConfig, Routing, Transformer, active_parameters, t
 from course.training.checkpoint import NAME, Checkpoint
 from course.training.data import Data, load
 from course.training.errors import TrainingError
+from course.training.log import Row
 from course.training.tokenizer import Tokenizer
-from course.training.trainer import Row, TrainSettings, evaluate, train
+from course.training.trainer import TrainSettings, evaluate, train
 
 SOURCES = ("code", "prose")
 

@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
-from IPython.display import display
+from IPython.display import DisplayHandle
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from course.model import Routing
-from course.training.trainer import Row
+from course.training.log import Row
 
 AXES = {"tokens": "tokens seen", "seconds": "time in training steps [s]", "step": "step"}
 
@@ -34,11 +34,11 @@ class LivePlot:
 
     def __init__(self, name: str):
         self.name, self.rows = name, []
-        self.handle = display(display_id=True)
+        self.handle = DisplayHandle()
 
     def __call__(self, row: Row, routings: list[Routing]) -> None:
         self.rows.append(row)
         if row.validation is not None:
             figure = plot_runs({self.name: self.rows})
-            self.handle.update(figure)
+            self.handle.display(figure, update=len(self.rows) > 1)
             plt.close(figure)

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from typing import SupportsIndex
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads and a later fork do not go together
 
@@ -23,7 +24,7 @@ class Tokenizer:
     Without merges it is the byte-level tokenizer, with a vocabulary of 257.
     """
 
-    def __init__(self, merges: Sequence[bpe.Pair] = ()):
+    def __init__(self, merges: Sequence[Sequence[int]] = ()):
         self.merges = [(int(a), int(b)) for a, b in merges]
         self.tokens = [bytes([byte]) for byte in range(256)]
         ids = {token: i for i, token in enumerate(self.tokens)}
@@ -51,11 +52,11 @@ class Tokenizer:
         """The same ids, by the `tokenizers` library."""
         return self._library.encode(_bytes(text).decode("latin-1")).ids
 
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+    def decode_bytes(self, ids: Iterable[SupportsIndex]) -> bytes:
         """The bytes that were encoded; `end` stands for none."""
         return b"".join(self.tokens[i] for i in ids if i != self.end)
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[SupportsIndex]) -> str:
         """The text; bytes that are not UTF-8, as a model may produce, become the replacement character."""
         return self.decode_bytes(ids).decode(errors="replace")
 

@@ -4,24 +4,21 @@ A run is a function of its config, settings and data. Killed at any moment it lo
 checkpoint, and resumed it gives the losses of an unbroken run, bit for bit on the same machine.
 """
 
-import csv
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import torch
 from tqdm.auto import tqdm
 
 from course.model import ModelConfig, Routing, Transformer, expert_load
-from course.training import atomic
 from course.training.checkpoint import Checkpoint
 from course.training.data import Data, require_length, training_batch, validation_batches
 from course.training.errors import TrainingError
+from course.training.interrupt import deferred
+from course.training.log import Row, open_log
 from course.training.schedule import learning_rate
 
 
@@ -38,19 +35,6 @@ class TrainSettings:
     evaluate_every: int = 50  # steps
     evaluation_sequences: int = 64
     checkpoint_every: int = 50  # steps
-
-
-class Row(NamedTuple):
-    """One step of a run, as it stands in log.csv."""
-
-    step: int
-    tokens: int  # seen so far
-    seconds: float  # spent on training steps so far, evaluation and checkpoints left out
-    loss: float  # cross entropy of this step's batch, nats a token
-    learning_rate: float
-    gradient_norm: float  # before clipping
-    max_violation: float | None  # load of the busiest expert over the mean, minus one, mean over layers; None: dense
-    validation: float | None  # nats a token, at the steps where it was measured
 
 
 class Result(NamedTuple):
@@ -80,16 +64,17 @@ def train(
     step in hand was finished and a checkpoint written.
     """
     assert out or not resume, "to resume, name the folder that holds the checkpoint"
-    require_length(data, config.context)
+    checkpoint = Checkpoint.read(out) if resume else None
+    if checkpoint:
+        checkpoint.require(data=data.key, config=asdict(config), settings=asdict(settings))
     if config.vocab != data.tokenizer.vocab:
         raise TrainingError(f"the model has a vocabulary of {config.vocab}, the text one of {data.tokenizer.vocab}")
+    require_length(data, config.context)
     torch.manual_seed(settings.seed)
     model = Transformer(config)
     optimizer = adamw(model, settings)
     rows: list[Row] = []
-    if resume:
-        checkpoint = Checkpoint.read(out)
-        checkpoint.require(config=asdict(config), settings=asdict(settings), data=data.key)
+    if checkpoint:
         model.load_state_dict(checkpoint.model)
         optimizer.load_state_dict(checkpoint.optimizer)
         torch.set_rng_state(checkpoint.rng)
@@ -100,7 +85,7 @@ def train(
             Checkpoint.of(model, optimizer, settings, data, rows).write(out)
 
     started = time.perf_counter()
-    with _log(out, rows) as log, _deferred_interrupt() as interrupted, _bar(settings, rows, progress) as bar:
+    with open_log(out, rows) as log, deferred() as interrupted, _bar(settings, rows, progress) as bar:
         for step in range(len(rows) + 1, settings.steps + 1):
             row, routings = _step(model, optimizer, data, settings, step, rows[-1].seconds if rows else 0.0)
             rows.append(row)
@@ -168,56 +153,3 @@ def _step(
 
 def _bar(settings: TrainSettings, rows: list[Row], progress: bool) -> tqdm:
     return tqdm(total=settings.steps, initial=len(rows), desc="training", unit="step", disable=not progress)
-
-
-@contextmanager
-def _log(out: Path | None, rows: list[Row]) -> Iterator[Callable[[Row], None]]:
-    """log.csv with the rows so far, and a function that adds one. Rows after the checkpoint are run again, so they go."""
-    if out is None:
-        yield lambda row: None
-        return
-
-    def fill(file: IO[bytes]) -> None:
-        lines = [",".join(Row._fields), *(",".join("" if v is None else repr(v) for v in row) for row in rows)]
-        file.write(("\n".join(lines) + "\n").encode())
-
-    atomic.write(out / "log.csv", fill)
-    with open(out / "log.csv", "a", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-
-        def add(row: Row) -> None:
-            writer.writerow(row)
-            file.flush()
-
-        yield add
-
-
-def read_log(path: Path) -> list[Row]:
-    """The rows of a log.csv."""
-    with open(path, newline="") as file:
-        table = list(csv.DictReader(file))
-    whole = ("step", "tokens")
-    return [Row(**{k: int(v) if k in whole else (float(v) if v else None) for k, v in row.items()}) for row in table]
-
-
-@contextmanager
-def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Let Ctrl-C wait for the end of the step: an optimizer stopped half-way leaves weights that no step produced.
-
-    A second Ctrl-C does not wait. Outside the main thread there is nothing to defer.
-    """
-    seen = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield seen.is_set
-        return
-    previous = signal.getsignal(signal.SIGINT)
-
-    def remember(signum: int, frame: object) -> None:
-        seen.set()
-        signal.signal(signal.SIGINT, previous)
-
-    signal.signal(signal.SIGINT, remember)
-    try:
-        yield seen.is_set
-    finally:
-        signal.signal(signal.SIGINT, previous)

@@ -43,7 +43,10 @@ def test_the_kernel_is_this_python():
     ("source", "says"),
     [
         ("1 / 0", "it raised ZeroDivisionError: division by zero"),
-        ("import warnings\nwarnings.warn('old API', FutureWarning)", "it warns: .*FutureWarning: old API"),
+        (
+            "import warnings\nwarnings.warn('old API', FutureWarning)",
+            "it writes on standard error: .*FutureWarning: old API",
+        ),
         ("print(object())", "it shows an address in memory"),
         ("import os\nprint(os.getcwd())", "it shows a path of this machine"),
         ("import time\ntime.sleep(20)", "it did not finish within 1 seconds"),

@@ -133,7 +133,8 @@ def wait_until(holds, seconds=20.0):
     return holds()
 
 
-def test_every_lab_has_the_same_set_up_cell(built):
-    other = SOLUTION.replace("04.", "05.").replace(SETUP, SETUP.replace("verdict", "word"))
-    write_course(built, None, other, slug="05_cubes")
-    assert "solutions/05_cubes.py has another set-up cell than solutions/04_squares.py." in gate.check(None, built)
+def test_every_lab_has_the_same_set_up_cell_and_may_add_to_it(built):
+    fault = "solutions/05_cubes.py has another set-up cell than solutions/04_squares.py."
+    for other, wrong in ((SETUP.replace("verdict", "the_verdict"), True), (SETUP + "import math\n", False)):
+        write_course(built, None, SOLUTION.replace("04.", "05.").replace(SETUP, other), slug="05_cubes")
+        assert (fault in gate.check(None, built)) == wrong

@@ -71,8 +71,8 @@ def test_a_new_release_keeps_the_answers_and_a_backup(released, home):
     assert book["cells"][8]["source"] == "That is more."
     assert (home / ".backup" / "labs" / "04_squares.1.ipynb").read_bytes() == before
     assert said == [
-        "labs/04_squares.ipynb follows the new release: your answers and your own cells are kept, "
-        "and the copy as it was is .backup/labs/04_squares.1.ipynb."
+        "labs/04_squares.ipynb follows the new release: your answers and the cells you added are kept. "
+        "Your copy as it was, with any other change, is .backup/labs/04_squares.1.ipynb."
     ]
     after = state(home)
     assert opened(released)[1] == []
@@ -91,12 +91,16 @@ def test_a_copy_that_cannot_be_read_is_moved_aside_and_never_overwritten(release
 
 
 def test_a_read_only_course_is_enough(released, home):
-    for path in sorted(released.rglob("*"), reverse=True):
+    for path in released.rglob("*"):
         path.chmod(0o555 if path.is_dir() else 0o444)
-    path, _ = opened(released)
-    solve(path)
-    assert os.stat(path).st_mode & 0o200
-    assert all(not (file.stat().st_mode & 0o222) for file in released.rglob("*.ipynb"))
+    try:
+        path, _ = opened(released)
+        solve(path)
+        assert os.stat(path).st_mode & 0o200
+        assert not any(file.stat().st_mode & 0o222 for file in released.rglob("*"))
+    finally:
+        for path in [released, *released.rglob("*")]:
+            path.chmod(0o755)
 
 
 def test_a_unit_that_is_not_built_and_a_workspace_that_cannot_be_are_one_sentence(tmp_path, monkeypatch, released):

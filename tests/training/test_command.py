@@ -2,7 +2,7 @@ import signal
 
 import pytest
 
-from course.training import trainer
+from course.training import log, trainer
 from course.training.command import generate_command, train_command
 from course.training.errors import TrainingError
 
@@ -62,7 +62,7 @@ def test_ctrl_c_says_how_to_go_on_and_resuming_finishes(text, tmp_path, monkeypa
     assert said[-1] == f"Stopped. The checkpoint is in {tmp_path}; the same command with --resume goes on from it."
     monkeypatch.undo()
     train_command(tmp_path, data=str(text), resume=True, say=said.append)
-    assert len(trainer.read_log(tmp_path / "log.csv")) == 2
+    assert len(log.read_log(tmp_path / "log.csv")) == 2
 
 
 def test_a_time_limit_ends_with_text_and_can_be_resumed(text, tmp_path):

@@ -96,4 +96,5 @@ def test_bits_per_byte_do_not_depend_on_the_tokenizer(text):
 
 def test_the_embedded_corpus_is_a_source(monkeypatch):
     monkeypatch.setattr(corpus, "embedded", lambda kind: [corpus.Document(kind, "text " * 100)])
-    assert data.load("prose", vocab=257).tokenizer.decode(data.load("prose", vocab=257).train[:4]) == "text"
+    loaded = data.load("prose", vocab=257)
+    assert loaded.tokenizer.decode(loaded.train[:4]) == "text"

@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from dataclasses import asdict, replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ import torch
 from course.model import Transformer
 from course.training.checkpoint import NAME, Checkpoint
 from course.training.errors import TrainingError
-from course.training.trainer import TrainSettings, adamw, evaluate, read_log, train
+from course.training.log import read_log
+from course.training.trainer import TrainSettings, adamw, evaluate, train
 
 
 def losses(rows):
@@ -40,7 +42,7 @@ def test_the_rows_tell_step_tokens_time_and_measurements(small, sums, brief):
     assert [row.step for row in rows] == list(range(1, 25))
     assert [row.step for row in rows if row.validation is not None] == [1, 8, 16, 24]
     assert rows[-1].tokens == 24 * 4 * 16
-    assert all(before.seconds < after.seconds for before, after in zip(rows, rows[1:], strict=False))
+    assert all(before.seconds < after.seconds for before, after in pairwise(rows))
     assert all(row.max_violation >= 0 for row in rows)
 
 

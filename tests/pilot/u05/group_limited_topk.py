@@ -7,6 +7,7 @@ from course.checking.exercise import Exercise, Misconception
 
 EDGES = [  # tokens, experts, groups, keep, k, quantised scores, shift of the bias
     (1, 4, 2, 1, 2, False, 0.0),
+    (5, 6, 6, 3, 2, False, 0.0),  # groups of a single expert
     (7, 16, 4, 2, 4, True, 0.0),
     (9, 16, 4, 2, 4, False, -2.0),
 ]
@@ -107,7 +108,7 @@ EXERCISE = Exercise(
     difficulty=3,
     spine=True,
     inputs=inputs,
-    cases=6,
+    cases=7,
     reference=reference,
     compare=same("indices"),
     misconceptions=(

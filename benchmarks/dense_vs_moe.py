@@ -1,0 +1,117 @@
+"""Does a mixture learn more than the dense model that does the same work a token? tiny-moe against tiny-dense.
+
+    python benchmarks/dense_vs_moe.py [--out benchmarks/results/dense_vs_moe.json]
+
+Three arms, three seeds each, on the embedded corpus; the two models have the same active parameters but for the router.
+
+dense       tiny-dense
+moe         tiny-moe, as many steps, so as many tokens
+moe timed   tiny-moe, as many steps as fit into the time that dense took, with a schedule of its own
+
+An interrupted run goes on where it stopped: every training run keeps its checkpoint in .cache/.
+"""
+
+import argparse
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import record
+from rich.console import Console
+from rich.table import Table
+
+from course.model import ModelConfig, active_parameters, total_parameters
+from course.training import data
+from course.training.checkpoint import NAME
+from course.training.log import Row
+from course.training.trainer import TrainSettings, train
+
+RULE = (
+    "An arm's result is the validation loss after its last step, mean over the seeds; its spread is the largest minus "
+    "the smallest over the seeds. Two arms differ when their means differ by more than the larger of their spreads; "
+    "else the comparison is not resolved. By tokens: dense against moe. By the clock: dense against moe timed, whose "
+    "steps are the dense arm's times its median seconds a step over moe's."
+)
+PRESETS = {"dense": "tiny-dense", "moe": "tiny-moe", "moe timed": "tiny-moe"}
+SEEDS = (0, 1, 2)
+
+
+def settings_for(steps: int, seed: int) -> TrainSettings:
+    return TrainSettings(steps=steps, seed=seed, evaluate_every=max(1, steps // 15), evaluation_sequences=128)
+
+
+def run(arm: str, steps: int, seed: int, text: data.Data, work: Path) -> list[Row]:
+    """One training run, gone on with where an earlier one stopped."""
+    out = work / f"{arm.replace(' ', '_')}-{steps}-{seed}-{text.key[:8]}"
+    settings = settings_for(steps, seed)
+    config = replace(ModelConfig.preset(PRESETS[arm]), vocab=text.tokenizer.vocab)
+    rows = train(config, text, settings, out, resume=(out / NAME).exists()).rows
+    print(f"{arm:10} seed {seed}: {steps} steps, {rows[-1].seconds:.1f} s, loss {rows[-1].validation:.4f}", flush=True)
+    return rows
+
+
+def seconds_a_step(runs: Sequence[list[Row]]) -> float:
+    return statistics.median(rows[-1].seconds / rows[-1].step for rows in runs)
+
+
+def verdict(dense: Sequence[list[Row]], moe: Sequence[list[Row]]) -> dict:
+    """RULE, applied."""
+    losses = {"dense": [rows[-1].validation for rows in dense], "moe": [rows[-1].validation for rows in moe]}
+    means = {name: statistics.mean(values) for name, values in losses.items()}
+    spreads = {name: max(values) - min(values) for name, values in losses.items()}
+    gain, spread = means["dense"] - means["moe"], max(spreads.values())
+    better = ("moe" if gain > 0 else "dense") if abs(gain) > spread else "not resolved"
+    return {"better": better, "moe_gains_nats": gain, "largest_spread": spread, "means": means, "losses": losses}
+
+
+def curve(rows: list[Row], seed: int) -> dict:
+    measured = [row for row in rows if row.validation is not None]
+    return {"seed": seed, **{k: [getattr(r, k) for r in measured] for k in ("step", "tokens", "seconds", "validation")}}
+
+
+def show(verdicts: dict[str, dict], console: Console) -> None:
+    table = Table(title="Validation loss in nats a token, mean over the seeds")
+    for name in ("compared", "dense", "moe", "difference", "largest spread", "better"):
+        table.add_column(name, justify="left" if name == "compared" else "right")
+    for name, v in verdicts.items():
+        means = (v["means"]["dense"], v["means"]["moe"], v["moe_gains_nats"], v["largest_spread"])
+        table.add_row(name, *(f"{value:.4f}" for value in means), v["better"])
+    console.print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, help="write the results here, as JSON")
+    parser.add_argument("--steps", type=int, default=750)
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--source", default="code", help='"code", "prose", or a text file or folder')
+    parser.add_argument("--work", type=Path, default=Path(".cache/dense_vs_moe"), help="where runs are kept")
+    args = parser.parse_args()
+    source = args.source if args.source in ("code", "prose") else Path(args.source)
+    text = data.load(source, ModelConfig().vocab, args.work)
+
+    runs = {arm: [run(arm, args.steps, seed, text, args.work) for seed in args.seeds] for arm in ("dense", "moe")}
+    timed = round(args.steps * seconds_a_step(runs["dense"]) / seconds_a_step(runs["moe"]))
+    runs["moe timed"] = [run("moe timed", timed, seed, text, args.work) for seed in args.seeds]
+    verdicts = {
+        "by tokens": verdict(runs["dense"], runs["moe"]),
+        "by the clock": verdict(runs["dense"], runs["moe timed"]),
+    }
+    show(verdicts, Console(width=110))
+    if args.out:
+        models = {}
+        for arm, preset in PRESETS.items():
+            config = ModelConfig.preset(preset)
+            models[arm] = {"preset": preset, "total": total_parameters(config), "active": active_parameters(config)}
+        curves = {arm: [curve(rows, seed) for rows, seed in zip(runs[arm], args.seeds, strict=True)] for arm in runs}
+        settings = asdict(settings_for(args.steps, seed=0))
+        settings.pop("seed")
+        about = record.circumstances()
+        result = {"rule": RULE, "seeds": list(args.seeds), "settings": settings, "steps_moe_timed": timed}
+        result |= {"models": models, "verdicts": verdicts, "runs": curves}
+        record.write(args.out, about | result)
+
+
+if __name__ == "__main__":
+    main()
