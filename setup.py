@@ -10,7 +10,7 @@ HERE = Path(__file__).parent
 
 
 class WithNotebooks(build_py):
-    """Copies the built notebooks to course/_data, in the wheel only: a clone reads them where they are."""
+    """Copies the built notebooks and the recorded runs to course/_data, in the wheel only: a clone reads them where they are."""
 
     def run(self):
         super().run()
@@ -23,6 +23,7 @@ class WithNotebooks(build_py):
     def notebooks(self) -> dict[Path, Path]:
         data = Path(self.build_lib) / "course" / "_data"
         found = [path for folder in ("notebooks", "labs", "solutions") for path in (HERE / folder).glob("*.ipynb")]
+        found += (HERE / "benchmarks" / "results").glob("*.json")  # the records that lessons show
         return {path: data / path.relative_to(HERE) for path in sorted(found)}
 
     def get_outputs(self, include_bytecode=True):

@@ -35,6 +35,7 @@ RULE = (
 )
 PRESETS = {"dense": "tiny-dense", "moe": "tiny-moe", "moe timed": "tiny-moe"}
 SEEDS = (0, 1, 2)
+VOCAB = 1024  # token ids, learned from the text
 
 
 def settings_for(steps: int, seed: int) -> TrainSettings:
@@ -89,7 +90,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(".cache/dense_vs_moe"), help="where runs are kept")
     args = parser.parse_args()
     source = args.source if args.source in ("code", "prose") else Path(args.source)
-    text = data.load(source, ModelConfig().vocab, args.work)
+    text = data.load(source, VOCAB, args.work)
 
     runs = {arm: [run(arm, args.steps, seed, text, args.work) for seed in args.seeds] for arm in ("dense", "moe")}
     timed = round(args.steps * seconds_a_step(runs["dense"]) / seconds_a_step(runs["moe"]))

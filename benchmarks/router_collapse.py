@@ -28,6 +28,7 @@ RULE = (
 )
 WEIGHTS = {"with balance loss": 0.01, "without": 0.0}
 SEEDS = (0, 1, 2)
+VOCAB = 1024  # token ids, learned from the text
 LAST = 20  # steps that are averaged
 
 
@@ -88,7 +89,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path(".cache"), help="where the tokenised corpus is kept")
     args = parser.parse_args()
     source = args.source if args.source in ("code", "prose") else Path(args.source)
-    text = data.load(source, ModelConfig().vocab, args.cache)
+    text = data.load(source, VOCAB, args.cache)
     settings = TrainSettings(steps=args.steps, evaluate_every=args.steps)
     runs = {}
     for arm, weight in WEIGHTS.items():

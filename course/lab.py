@@ -53,7 +53,7 @@ def prepare(home: Path, unit: places.Unit) -> dict[str, str]:
         if not path.exists():
             files.write(path, json.dumps(values, indent=1))
     kernel = {
-        "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+        "argv": [sys.executable, "-m", "ipykernel_launcher", "--log-level=ERROR", "-f", "{connection_file}"],
         "display_name": "Python 3 (course)",
         "language": "python",
         "metadata": {"debugger": True},

@@ -65,7 +65,7 @@ claims = {
     "stargate": ("Then why 500 billion?", "How many trainings like V3's would 500 billion dollars pay for?"),
 }
 for key, (claim, question) in claims.items():
-    print(f"{key:9} {claim:29} {question}")
+    print(f"{key:9} {claim}\n{'':9} {question}")
 
 # %% [markdown]
 # Your answers go into one small file, `predictions.json` in your workspace, and unit 20 reads them from there. Where this notebook has no

@@ -281,9 +281,31 @@ import json
 
 from course.authoring.places import root
 
-record = json.loads((root() / "benchmarks/results/moe_layer.json").read_text())
-print(record["command"], "·", record["date"], "·", record["machine"]["cpu"])
-RECORDED_LAYER
+
+def recorded(name):
+    """A recorded experiment: what was run, where and when, and what came out."""
+    record = json.loads((root() / "benchmarks" / "results" / f"{name}.json").read_text())
+    print(f"recorded: {record['command']}, {record['date']}, {record['machine']['cores']} cores ({record['machine']['cpu']})")
+    return record
+
+
+layers = recorded("moe_layer")["results"]
+figure, axis = plt.subplots()
+for name in ["loop", "padded", "grouped", "transformers", "dense twin"]:
+    times = [row["milliseconds"][name]["median"] for row in layers]
+    axis.plot([str(row["experts"]) for row in layers], times, "o-", label=name)
+axis.set(xlabel="experts, two for each token", ylabel="forward and backward (ms)", title="One layer, 2,048 tokens", ylim=(0, None))
+axis.legend()
+plt.show()
+for row in layers:
+    print(f"{row['experts']:4d} experts: the loop takes {row['loop_over_grouped']['median']:.1f} times as long as the grouped product")
+
+# %% [markdown]
+# *Figure: time against the number of experts. The loop and padding climb; the grouped product and the layer of the `transformers`
+# library, which also runs one, climb least; the dense twin, one SwiGLU with the same work and no routing, is the floor.*
+#
+# Why does even the grouped product get slower, when the work for a token does not change? Because each expert's slice gets thinner: weights
+# are fetched for ever fewer rows. Unit 08 gives this a name, and unit 11 fights it.
 
 # %% [markdown]
 # ## A small one that reads Python
@@ -343,7 +365,35 @@ for name, its_rows in {"mixture": rows, "dense twin": twin_rows}.items():
 # %% [markdown]
 # *Figure: validation loss of the mixture and of its dense twin, against tokens on the left and against seconds on the right.*
 #
-RECORDED_DENSE
+# A hundred steps and one seed decide nothing. How far apart do two seeds of the *same* model lie? The recorded experiment trains longer, with
+# three seeds each, and fixed its rule before it ran:
+
+# %%
+contest = recorded("dense_vs_moe")
+print(contest["rule"])
+
+# %%
+figure, axes = plt.subplots(1, 2, sharey=True)
+for axis, arm, over in [(axes[0], "moe", "tokens"), (axes[1], "moe timed", "seconds")]:
+    for name, label in {arm: "mixture", "dense": "dense twin"}.items():
+        runs = contest["runs"][name]
+        unit = 1e6 if over == "tokens" else 1
+        across = torch.tensor([run[over] for run in runs]).float().mean(0) / unit
+        losses_RS = torch.tensor([run["validation"] for run in runs])
+        (line,) = axis.plot(across, losses_RS.mean(0), label=label)
+        axis.fill_between(across, losses_RS.amin(0), losses_RS.amax(0), color=line.get_color(), alpha=0.2)
+axes[0].set(xlabel="million tokens", ylabel="validation loss (nats a token)", title="By tokens", ylim=(None, 5))
+axes[1].set(xlabel="seconds of training", title="By the clock")
+axes[0].legend()
+plt.show()
+for name, verdict in contest["verdicts"].items():
+    gain, spread = verdict["moe_gains_nats"], verdict["largest_spread"]
+    print(f"{name:12s}: the mixture gains {gain:+.3f} nats, seeds spread over {spread:.3f}: {verdict['better']}")
+
+# %% [markdown]
+# *Figure: the same two panels from the record, means over three seeds with a band from the lowest to the highest seed.*
+#
+VERDICT_TEXT
 
 # %% [markdown]
 # ## Which expert reads what

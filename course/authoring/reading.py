@@ -115,4 +115,4 @@ def _mended(cell: dict[str, Any]) -> None:
         outputs = cell.get("outputs")
         cell["outputs"] = [each for each in outputs if isinstance(each, dict)] if isinstance(outputs, list) else []
         count = cell.get("execution_count")
-        cell["execution_count"] = count if isinstance(count, int) else None
+        cell["execution_count"] = count if type(count) is int else None

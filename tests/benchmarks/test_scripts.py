@@ -8,7 +8,9 @@ import moe_layer
 import pytest
 import router_collapse
 
+from course.training import data
 from course.training.log import Row
+from course.training.trainer import TrainSettings
 
 FOLDER = Path(moe_layer.__file__).parent
 
@@ -51,7 +53,7 @@ def test_a_goal_is_met_or_missed_by_the_slowest_size():
 
 def test_dense_against_moe_is_resumed_and_recorded(tmp_path, text):
     arguments = ("--steps", 2, "--seeds", 0, 1, "--source", text, "--work", tmp_path / "work")
-    record, shown = script("dense_vs_moe.py", *arguments, out=tmp_path / "r.json")
+    record, _ = script("dense_vs_moe.py", *arguments, out=tmp_path / "r.json")
     assert record["rule"] == dense_vs_moe.RULE
     assert {arm: [run["seed"] for run in runs] for arm, runs in record["runs"].items()} == {
         "dense": [0, 1],
@@ -78,12 +80,13 @@ def test_a_difference_must_exceed_the_spread_over_seeds(dense, moe, better):
     assert dense_vs_moe.verdict(runs(dense), runs(moe))["better"] == better
 
 
-def test_router_collapse_records_the_load_of_every_layer(tmp_path, text):
-    arguments = ("--steps", 20, "--seeds", 0, "--source", text, "--cache", tmp_path)
-    record, _ = script("router_collapse.py", *arguments, out=tmp_path / "r.json")
-    loads = record["runs"]["without"][0]["loads"]
-    assert [[len(layer) for layer in step] for step in loads] == [[8] * 4]
-    assert all(sum(layer) == pytest.approx(1, abs=1e-3) for layer in loads[0])
+def test_router_collapse_records_the_load_of_every_layer(text, monkeypatch):
+    monkeypatch.setattr(router_collapse, "LAST", 2)
+    settings = TrainSettings(steps=2, batch=1, evaluate_every=2, evaluation_sequences=1)
+    result = router_collapse.run(0.0, 0, data.load(text, 300), settings)
+    assert [[len(layer) for layer in step] for step in result["loads"]] == [[8] * 4]
+    assert all(sum(layer) == pytest.approx(1, abs=1e-3) for layer in result["loads"][0])
+    assert result["imbalance"] > 0
 
 
 def test_loads_are_summed_over_steps_within_a_layer():
