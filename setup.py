@@ -7,6 +7,7 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
+CARRIED = "notebooks/*.ipynb", "labs/*.ipynb", "labs/*.md", "solutions/*.ipynb"
 
 
 class WithNotebooks(build_py):

@@ -30,8 +30,8 @@ from course.training.trainer import TrainSettings, train
 RULE = (
     "An arm's result is the validation loss after its last step, mean over the seeds; its spread is the largest minus "
     "the smallest over the seeds. Two arms differ when their means differ by more than the larger of their spreads; "
-    "else the comparison is not resolved. By tokens: dense against moe. By the clock: dense against moe timed, whose "
-    "steps are the dense arm's times its median seconds a step over moe's."
+    "else, or with one seed, the comparison is not resolved. By tokens: dense against moe. By the clock: dense against "
+    "moe timed, whose steps are the dense arm's times its median seconds a step over moe's."
 )
 PRESETS = {"dense": "tiny-dense", "moe": "tiny-moe", "moe timed": "tiny-moe"}
 SEEDS = (0, 1, 2)
@@ -62,7 +62,8 @@ def verdict(dense: Sequence[list[Row]], moe: Sequence[list[Row]]) -> dict:
     means = {name: statistics.mean(values) for name, values in losses.items()}
     spreads = {name: max(values) - min(values) for name, values in losses.items()}
     gain, spread = means["dense"] - means["moe"], max(spreads.values())
-    better = ("moe" if gain > 0 else "dense") if abs(gain) > spread else "not resolved"
+    resolved = len(dense) > 1 and abs(gain) > spread
+    better = ("moe" if gain > 0 else "dense") if resolved else "not resolved"
     return {"better": better, "moe_gains_nats": gain, "largest_spread": spread, "means": means, "losses": losses}
 
 

@@ -1,4 +1,4 @@
-"""Four ways to run one mixture layer, and the same layer in `transformers`, with the same weights, forward and backward.
+"""Four ways to run a mixture layer, and `transformers` with the same weights: forward and backward, as ratios.
 
     python benchmarks/moe_layer.py [--out benchmarks/results/moe_layer.json]
 

@@ -22,9 +22,10 @@ from course.training.trainer import TrainSettings, train
 
 RULE = (
     "The imbalance of a run is the load of a layer's busiest expert over the mean load, minus one, averaged over the "
-    "layers and over the last 20 steps. The arms differ when their means over the seeds differ by more than the larger "
-    "spread (largest minus smallest over the seeds), else the comparison is not resolved; the same for the loss after "
-    "the last step. An expert is idle when it received less than a tenth of the mean load over the last 20 steps."
+    "layers and over the last 20 steps. An expert is idle when it received less than a tenth of the mean load over the "
+    "last 20 steps. The arms differ, in imbalance, in idle experts or in the validation loss after the last step, when "
+    "their means over the seeds differ by more than the larger spread (largest minus smallest over the seeds); else, or "
+    "with one seed, the comparison is not resolved."
 )
 WEIGHTS = {"with balance loss": 0.01, "without": 0.0}
 SEEDS = (0, 1, 2)
@@ -66,7 +67,7 @@ def verdict(runs: dict[str, list[dict]], key: str) -> dict:
     means = {arm: statistics.mean(v) for arm, v in values.items()}
     spread = max(max(v) - min(v) for v in values.values())
     difference = means["without"] - means["with balance loss"]
-    resolved = abs(difference) > spread
+    resolved = len(values["without"]) > 1 and abs(difference) > spread
     return {"means": means, "difference": difference, "largest_spread": spread, "resolved": resolved}
 
 

@@ -165,11 +165,18 @@ def build(
 
 
 @app.command("new-unit")
-def new_unit(slug: Annotated[str, typer.Argument(metavar="NN_SLUG", help="Such as 05_deepseek_moe.")]):
-    """Begin a unit: its sources, to be filled."""
-    from course.new_unit import new_unit_command
+def new_unit(
+    number: Annotated[str, typer.Argument(metavar="NUMBER", help="Such as 05.")],
+    slug: Annotated[str, typer.Argument(metavar="SLUG", help="Such as deepseek_moe.")],
+    title: Annotated[str, typer.Argument(metavar="TITLE", help="Such as DeepSeekMoE.")],
+):
+    """Begin a unit: its sources, to write over."""
+    from course.authoring import places
+    from course.authoring.new_unit import new_unit
 
-    new_unit_command(slug)
+    root = places.root()
+    print(*(path.relative_to(root) for path in new_unit(number.zfill(2), slug, title, root)), sep="\n")
+    print(f"Write over the example, then: course build {number.zfill(2)}, course build --check, make test-fast.")
 
 
 def main(arguments: list[str] | None = None) -> None:

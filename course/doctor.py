@@ -15,7 +15,7 @@ import course
 from course.authoring import places
 
 PYTHONS = (3, 11), (3, 13)
-TORCH = "2.11", "2.13.0"  # the first and last release that the course was tried with
+TORCH = "2.11", "2.13.0"  # the releases that the course is meant for
 TRITON = "3.6", "3.7.1"
 ROOM = 2.0  # GB that the workspace and the caches may take
 
@@ -79,9 +79,9 @@ def _triton() -> Finding:
     return _in_range("Triton", version("triton"), TRITON, "pip install triton==3.7.1")
 
 
-def _in_range(part: str, found: str, tried: tuple[str, str], fix: str) -> Finding:
-    says = f"{found} (tested: {tried[0]} to {tried[1]})."
-    if _number(tried[0]) <= _number(found) <= _number(tried[1]):
+def _in_range(part: str, found: str, meant: tuple[str, str], fix: str) -> Finding:
+    says = f"{found} (the course's range: {meant[0]} to {meant[1]})."
+    if _number(meant[0]) <= _number(found) <= _number(meant[1]):
         return Finding("ok", part, says)
     return Finding("warn", part, says, f"Should something fail: {fix}.")
 

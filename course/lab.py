@@ -115,6 +115,7 @@ def free_port(wanted: int) -> int:
     """The first port from `wanted` on that nothing on this machine listens at. Raises: LabError when there is none."""
     for port in range(wanted, min(wanted + PORTS, 65536)):
         with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:

@@ -53,8 +53,9 @@ from torch import Tensor
 # Models differ in one line. Mixtral and DeepSeek-V3 divide the chosen weights by their sum, so that they add to one;
 # DeepSeekMoE-16B and OLMoE leave them as they came out of the softmax over *all* experts. Your gate has a switch for it.
 #
-# Two rules that hurt when they are forgotten: routing runs in **float32** whatever the dtype of its inputs, and of two equal
-# experts **the lower index comes first** (`torch.topk` promises nothing about ties).
+# Two rules that hurt when they are forgotten. Routing runs in **float32**: widen `x_TD` and `gate_ED` *before* their product, whatever
+# their dtype. And of two equal experts **the lower index comes first**: for the scores `[1, 3, 3, 3, 2]` and k = 2 the answer is `[1, 2]`,
+# where `torch.topk` promises nothing.
 #
 # | | shape | |
 # |---|---|---|
@@ -93,12 +94,14 @@ check("04.1", softmax_topk_gate)
 #
 # $$y_t = \sum_{s} w_{t,s}\; W^{down}_{e}\,\bigl(\mathrm{silu}(W^{gate}_{e} x_t) \odot W^{up}_{e} x_t\bigr), \qquad e = \mathrm{indices}_{t,s}$$
 #
+# (Two things are called *gate* here, as everywhere in the field: the router, and the projection inside an expert that goes through silu.)
+#
 # Real layers drop pairs when an expert is full (04.5). Here a dropped pair has the index **-1**: it adds nothing, and the
 # token's other weights stay as they are. Think about what `down_EDI[-1]` means in Python before you start.
 #
 # | | shape |
 # |---|---|
-# | `x_TD` | `[T, D]` |
+# | `x_TD` | `[T, D]` float32, as all that follow but the indices |
 # | `indices_TK` | `[T, K]` int64, -1 for a dropped pair; a token never has the same expert twice |
 # | `weights_TK` | `[T, K]` |
 # | `gate_EID`, `up_EID` | `[E, I, D]` |
@@ -141,8 +144,8 @@ check("04.2", expert_loop)
 # 3. `place[p]`: the row that pair `p` takes: its expert's offset plus the number of *earlier* pairs of that expert.
 # 4. `order[r]`: the pair that took row `r`. It is the inverse of `place`.
 #
-# Within an expert pairs keep their order (the sort is *stable*). Sorting functions are out of bounds, and the check
-# notices them.
+# Within an expert pairs keep their order (the sort is *stable*). Sorting functions, torch's, numpy's and Python's, are out of bounds, and
+# the check notices them; how you count is up to you.
 #
 # | | shape |
 # |---|---|
@@ -155,7 +158,7 @@ check("04.2", expert_loop)
 # For example, `indices_TK = [[2, 0], [2, 1]]` with 3 experts gives the order `[1, 3, 0, 2]`, the offsets `[0, 1, 2, 4]`
 # and the places `[2, 0, 3, 1]`.
 #
-# **Exercise 04.3** · difficulty 3 of 5 · 25 minutes · 15 points · spine
+# **Exercise 04.3** · difficulty 3 of 5 · 30 minutes · 15 points · spine
 
 
 # %% tags=["exercise:04.3"]
@@ -186,7 +189,7 @@ check("04.3", sort_by_expert)
 #
 # One can *scatter*: every row is added to its token. On a GPU then several programs add to one token at once, and the
 # sum depends on who came first. Or one can *gather*: every token fetches its K rows and adds them in slot order, always the
-# same. Write the gather.
+# same. Write the gather. (The check compares numbers and takes either; the kernel of unit 11 will not.)
 #
 # | | shape |
 # |---|---|
@@ -195,7 +198,7 @@ check("04.3", sort_by_expert)
 # | `weights_TK` | `[T, K]` float32 |
 # | returns `y_TD` | `[T, D]` float32 |
 #
-# **Exercise 04.4** · difficulty 2 of 5 · 15 minutes · 10 points
+# **Exercise 04.4** · difficulty 2 of 5 · 10 minutes · 10 points
 
 
 # %% tags=["exercise:04.4"]
@@ -218,13 +221,17 @@ check("04.4", combine)
 # If the experts live on different machines, buffers must be sized before anyone knows who chooses what. So each expert
 # gets a fixed number of seats, and pairs that find none are **dropped**:
 #
-# $$\mathrm{capacity} = \left\lceil \mathrm{factor} \cdot \frac{T K}{E} \right\rceil$$
+# $$\mathrm{capacity} = \left\lceil \frac{\mathrm{factor} \cdot T \cdot K}{E} \right\rceil$$
 #
 # Who is served first? The lesson's layer goes token by token, as Switch Transformer does. GShard serves **all first choices before
 # any second choice** (then by token), so that a token's favourite is not full of others' second thoughts. Do it GShard's way.
 #
-# A dropped pair has still asked: it does not free a seat for anyone. In this cell `sort_by_expert` of 04.3 is
-# there for you to call, in the course's own version: one mistake costs one exercise.
+# For example, three tokens choose `[[0, 1], [0, 1], [1, 0]]` among 2 experts at factor 0.67: 4.02 / 2, so 3 seats each. Expert 0 is asked by
+# token 0, token 1, and then, as a second choice, by token 2; expert 1 by token 2 first, then by tokens 0 and 1: nobody is dropped. At
+# factor 0.5 there are 2 seats each, and the last to ask go without: `[[True, True], [True, False], [True, False]]`.
+#
+# When this cell is checked, `sort_by_expert` of 04.3 is there for you to call, in the course's own version, so that one mistake costs one
+# exercise. It takes any matrix of expert indices, row by row.
 #
 # | | shape |
 # |---|---|
@@ -343,12 +350,13 @@ check("04.7", gate_backward)
 # ## Your layer, whole
 #
 # No exercise here: run the cells. `mine("04.1")` is your own function once it has passed, and the course's until then.
-# First the parts are joined into a layer, and compared with `course.model`'s on the same weights.
+# (*The version that last passed*: what you change afterwards counts when it passes again.) First the parts are joined into a layer, and
+# compared with your loop and with `course.model`'s layer on the same weights. **F** = 2I: gate and up projection in one matrix.
 
 # %%
 from course.model import ModelConfig, MoE
 
-gate, order_pairs, bring_home = mine("04.1"), mine("04.3"), mine("04.4")
+gate, loop, order_pairs, bring_home = mine("04.1"), mine("04.2"), mine("04.3"), mine("04.4")
 
 
 def my_moe(x_TD, gate_ED, gate_up_EFD, down_EDI, k):
@@ -370,8 +378,13 @@ x_TD = torch.randn(64, 128)
 with torch.no_grad():
     wanted_TD, _ = layer(x_TD)
     got_TD = my_moe(x_TD, layer.gate_ED, layer.gate_up_EFD, layer.down_EDI, k=2)
+    indices_TK, weights_TK = gate(x_TD, layer.gate_ED, 2, renormalise=True)
+    looped_TD = loop(x_TD, indices_TK, weights_TK, *layer.gate_up_EFD.chunk(2, dim=1), layer.down_EDI)
+torch.testing.assert_close(got_TD, looped_TD)
 torch.testing.assert_close(got_TD, wanted_TD)
-print("your layer and course.model.MoE agree on", tuple(got_TD.shape))
+kept_TK, capacity = mine("04.5")(indices_TK, 8, 1.0)
+print("your layer, your loop and course.model.MoE agree on", tuple(got_TD.shape))
+print(f"with {capacity} seats an expert, {int((~kept_TK).sum())} of {kept_TK.numel()} pairs would be dropped")
 
 # %% [markdown]
 # And the gradient that you derived by hand, against autograd's, through your own gate:

@@ -78,8 +78,8 @@ def test_without_a_command_it_shows_the_help(run):
         ("generate --temperature hot", "Invalid value for '--temperature'"),
         ("grade --lab 04 --out out", "Missing argument 'FILE'"),
         ("grade --lab 77 --out out nothing.ipynb", "There is no unit 77"),
-        ("new-unit", "Missing argument 'NN_SLUG'"),
-        ("new-unit nonsense", "nonsense"),
+        ("new-unit 05 deepseek_moe", "Missing argument 'TITLE'"),
+        ("new-unit 05 DeepSeek-MoE DeepSeekMoE", "'DeepSeek-MoE'"),
     ],
 )
 def test_wrong_use_is_one_line_and_exit_code_2(run, line, says):

@@ -121,6 +121,8 @@ def _notes(notebook: Notebook, ids: Sequence[str]) -> list[str]:
         return [f"This notebook holds no exercise: it is not lab {wanted}."]
     notes = [f"This is the solution notebook of unit {wanted}, not its lab."] if kind == "solution" else []
     for name in ids:
+        if not answer_places(cells, name):
+            notes.append(f"The answer cell of {name} is missing: `course lab {wanted}` brings it back.")
         checks = [cell for cell in cells if marks.role_of(cell) == ("check", name)]
         if not checks and not any(call[1] == name for cell in cells for call in _calls(cell)):
             notes.append(f"The check cell of {name} is missing.")

@@ -54,7 +54,7 @@ def faults_of(unit: Unit, kind: str, source: Source, at: Path) -> list[str]:
     try:
         built = read_notebook(path)
     except NotebookError as error:
-        return [f"{error} Or {cure}."]
+        return [f"{where} is damaged ({str(error).rstrip('.')}): {cure}."]
     wanted = notebook(source, kind)
     course = dict(marks.about(built))
     stored = course.pop("outputs", None)

@@ -77,7 +77,7 @@ def _this_python(folder: str) -> Any:
     return AsyncKernelManager(
         kernel_name="python3",
         kernel_spec_manager=ThisPython(),
-        transport="ipc",
+        transport="ipc" if len(folder) < 80 else "tcp",  # the path of a socket has at most 103 characters
         connection_file=os.path.join(folder, ".kernel.json"),
     )
 

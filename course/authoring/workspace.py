@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from course.authoring import files, marks
+from course.authoring.answers import answer_places
 from course.authoring.merge import merge
 from course.authoring.places import FOLDERS, MARKER, Unit, is_clone, root, workspace
 from course.authoring.reading import Notebook, NotebookError, read_notebook
@@ -19,8 +20,8 @@ class WorkspaceError(Exception):
 def open_unit(unit: Unit, tell: Callable[[str], None] = print) -> Path:
     """Put lesson and lab of a unit into the workspace, or bring the copies there up to date.
 
-    A copy of the same release is left alone. A copy of another release is merged, and what it was before is kept in
-    `.backup/`. A copy that cannot be read is moved aside.
+    A copy of the same release is left alone, unless it has lost an answer cell or a check. A copy of another release is
+    merged, and what it was before is kept in `.backup/`. A copy that cannot be read is moved aside.
 
     tell: gets a sentence about each copy that was merged or moved aside.
     Returns: the learner's lab. The lesson has the same name in the workspace's `notebooks/`.
@@ -58,13 +59,14 @@ def _update(mine: Path, released: Path, home: Path, tell: Callable[[str], None])
             mine.rename(aside)
             tell(f"{error} It is now {aside.name}, and {name} is a fresh copy.")
         else:
-            if not _same_release(copy, release):
+            same = _same_release(copy, release)
+            if not same or _lacks_a_cell(copy, release):
                 backup = files.free_name(home / ".backup" / name)
                 files.write(backup, mine.read_bytes())
                 files.write(mine, dump(merge(copy, release)))
                 tell(
-                    f"{name} follows the new release: your answers and the cells you added are kept. "
-                    f"Your copy as it was, with any other change, is {backup.relative_to(home)}."
+                    f"{name} {'has its missing cells again' if same else 'follows the new release'}: your answers and "
+                    f"the cells you added are kept. Your copy as it was, with any other change, is {backup.relative_to(home)}."
                 )
             return
     files.write(mine, released.read_bytes())
@@ -78,6 +80,13 @@ def dump(notebook: Notebook) -> str:
 def _same_release(copy: Notebook, release: Notebook) -> bool:
     keys = "unit", "kind", "source"
     return [marks.about(copy).get(key) for key in keys] == [marks.about(release).get(key) for key in keys]
+
+
+def _lacks_a_cell(copy: Notebook, release: Notebook) -> bool:
+    """Whether an exercise's answer cell or check is gone from a learner's copy."""
+    roles = {marks.role_of(cell) for cell in copy["cells"]}
+    wanted = {role for role in map(marks.role_of, release["cells"]) if role} - roles
+    return any(kind == "check" or not answer_places(copy["cells"], name) for kind, name in wanted)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -17,6 +17,8 @@ def same(*names: str, rtol: float = 1e-5) -> Compare:
     """
 
     def compare(inputs: Inputs, wanted: Any, got: Any) -> str | None:
+        if got is None and wanted is not None:
+            return "returned nothing (None); is a return missing?"
         if len(names) < 2:
             return _difference(names[0] if names else "the result", wanted, got, rtol)
         if not isinstance(got, list) or len(got) != len(names):
@@ -29,7 +31,7 @@ def same(*names: str, rtol: float = 1e-5) -> Compare:
 def kind(value: Any) -> str:
     """What a value is, in a few words."""
     if value is None:
-        return "nothing (None); is a return missing?"
+        return "nothing (None)"
     if isinstance(value, Tensor):
         return f"a tensor of shape {list(value.shape)}, {_dtype(value)}"
     if isinstance(value, Foreign):

@@ -266,6 +266,7 @@ def _compile(text: str, launches: list) -> list[dict[str, Any]]:
 def describe(inputs: Inputs) -> str:
     """The sizes of a case: `T=7 E=16 groups=4`. A name that ends in one capital a dimension (scores_TE) names its sizes."""
     sizes: dict[str, str] = {}
+    narrow: dict[str, None] = {}
     for name, value in inputs.items():
         if isinstance(value, torch.Tensor):
             letters = name.rpartition("_")[2] if "_" in name else ""
@@ -273,8 +274,12 @@ def describe(inputs: Inputs) -> str:
                 sizes |= {letter: str(size) for letter, size in zip(letters, value.shape, strict=True)}
             elif value.ndim:
                 sizes[name] = str(list(value.shape))
+            if value.is_floating_point() and value.dtype not in (torch.float32, torch.float64):
+                narrow[str(value.dtype).removeprefix("torch.")] = None
         elif isinstance(value, bool | int | float):
             sizes[name] = f"{value:g}" if isinstance(value, float) else str(value)
         elif isinstance(value, str):
             sizes[name] = repr(value[:20])
-    return " ".join(f"{name}={size}" for name, size in sizes.items())
+        elif isinstance(value, list) and len(value) < 8 and all(isinstance(item, int) for item in value):
+            sizes[name] = str(value)
+    return " ".join([*(f"{name}={size}" for name, size in sizes.items()), *narrow])

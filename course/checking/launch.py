@@ -17,6 +17,7 @@ from typing import Any
 from course.checking.wire import HEADER, WireError, lengths, pack, unpack
 
 PRINTED = 4000  # characters of an answer's own output that are kept
+LAUNCH = {"kernel", "signature", "constexprs"}  # what is read of a launch before it is compiled
 
 
 class WorkerEnded(Exception):
@@ -148,10 +149,10 @@ class Worker:
 def _well_formed(reply: dict[str, Any]) -> dict[str, Any]:
     """The reply with every part there and of its type, whoever wrote it."""
     reply = {"status": None, "value": None, "changed": [], "launches": [], "error": {}} | reply
-    lists = type(reply["changed"]) is list and type(reply["launches"]) is list
-    if not lists or type(reply["error"]) is not dict or type(reply["status"]) is not str:
-        raise WorkerEnded("It sent a reply of the wrong form.")
-    if not all(type(name) is str for name in reply["changed"]) or not all(type(x) is dict for x in reply["launches"]):
+    kinds = {"status": str, "changed": list, "launches": list, "error": dict}
+    right = all(type(reply[part]) is kind for part, kind in kinds.items())
+    right = right and all(type(name) is str for name in reply["changed"])
+    if not right or not all(type(launch) is dict and set(launch) >= LAUNCH for launch in reply["launches"]):
         raise WorkerEnded("It sent a reply of the wrong form.")
     return reply
 

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from course.authoring import marks, places
 from course.authoring.answers import Notebook, NotebookError, find_answers, overlay, read_notebook
+from course.checking.answer import AnswerError, look_at
 from course.checking.exercise import Exercise
 from course.checking.judge import Verdict
 from course.exercises import every
@@ -58,6 +59,14 @@ def rows_of(
 ) -> list[Row]:
     """The table's rows. An answer whose cell ends the kernel, or never ends, costs itself only: the rest runs again."""
     answers, faults, verdicts = dict(answers), dict(faults), {}
+    for (
+        exercise
+    ) in exercises:  # what cannot be run is said from its text: a check in the notebook would only miss a name
+        try:
+            look_at(exercise, answers.get(exercise.id, f"def {exercise.entry}(): ..."))
+        except AnswerError as error:
+            faults[exercise.id] = str(error)
+            del answers[exercise.id]
     cells: dict[tuple[str, str], dict] = {}
     while any(not marks.EMPTY.search(answer) for answer in answers.values()):
         lines, told = run_lab(overlay(solution, lab, answers), places.workspace())
@@ -106,8 +115,8 @@ def _row(exercise: Exercise, cells: dict, verdict: Verdict | None, fault: str | 
 
 def _explained(verdict: Verdict) -> str:
     case = next(iter(verdict.failures), None)
-    parts = [verdict.reason, case and f"Case {case.number + 1}: {case.what}.", verdict.says]
-    return " ".join(part.replace("..", ".") for part in parts if part)
+    what = case and f"Case {case.number + 1}: {case.what}"
+    return " ".join(part if part[-1] in ".?!" else f"{part}." for part in (verdict.reason, what, verdict.says) if part)
 
 
 def table(rows: list[Row]) -> Table:

@@ -17,7 +17,7 @@ from nbval.kernel import RunningKernel
 
 from course.authoring.marks import role_of
 
-DEFINING = 20.0  # seconds for an answer cell: it defines functions, and runs none
+DEFINING = 10.0  # seconds for an answer cell: it defines functions, and runs none
 RUNNING = 120.0  # seconds for every other cell
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 

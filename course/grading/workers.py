@@ -1,6 +1,5 @@
 """Workers for a whole grading: each holds one answer, is used once, and was started ahead while others were compared."""
 
-import ast
 import json
 import os
 import shutil
@@ -14,11 +13,10 @@ from typing import Any
 from course.authoring.places import PACKAGE
 from course.checking.exercise import Exercise
 from course.checking.launch import Worker, WorkerEnded, fresh
+from course.checking.worker import ENGINE, KERNEL_ENGINE
 from course.grading import GradingError
 from course.grading.sandbox import STAGE, WORK, Limits, environment, interpreter, isolated
 
-ENGINE = ("course", "course.checking", "course.checking.wire", "course.checking.worker")
-KERNELS = ("course.kernels.checked", "course.kernels.machine")
 STARTING = 60.0  # seconds until a worker has imported torch
 COMPILING = 60.0  # seconds for the kernels of one answer
 
@@ -83,7 +81,7 @@ class Workers:
         """The folder with those modules of the course that a worker may import."""
         folder = Path(self.folder.name) / "-".join(["stage", *gives, "kernel" * kernel])
         if not folder.exists():
-            for module in [*ENGINE, *gives, *(_closure(KERNELS) if kernel else ())]:
+            for module in [*ENGINE, *gives, *(KERNEL_ENGINE if kernel else ())]:
                 _copy(module, folder, whole=module in gives)
             for part in [folder, *folder.rglob("*")]:
                 part.chmod(0o755 if part.is_dir() else 0o644)
@@ -124,19 +122,3 @@ def _copy(module: str, folder: Path, whole: bool) -> None:
     shutil.copyfile(source, target)
     if whole and source.name == "__init__.py":
         shutil.copytree(source.parent, target.parent, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
-
-
-def _closure(modules: tuple[str, ...]) -> set[str]:
-    """The modules of the course that these import, and those in turn, with the packages that hold them left out."""
-    found, ahead = set(), list(modules)
-    while ahead:
-        module = ahead.pop()
-        if module in found or not _file(module).is_file():
-            continue
-        found.add(module)
-        for node in ast.walk(ast.parse(_file(module).read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("course."):
-                ahead += [node.module, *(f"{node.module}.{name.name}" for name in node.names)]
-            elif isinstance(node, ast.Import):
-                ahead += [name.name for name in node.names if name.name.startswith("course.")]
-    return found

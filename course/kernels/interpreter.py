@@ -104,6 +104,8 @@ class Builder(stock.InterpreterBuilder):
         return TensorHandle(data, target)
 
     def _compute(self, op, result, *handles):
+        if result.is_fp8() and op not in (np.maximum, np.minimum):
+            raise KernelFault(f"{result} has no arithmetic on a GPU: convert it to tl.float32 first")
         output = op(*map(_wide, handles))
         return TensorHandle(output, tl.int1) if output.dtype == bool else TensorHandle(_narrow(output, result), result)
 
@@ -139,12 +141,18 @@ class Reduce(stock.ReduceOps):
         kind = input.dtype
         if kind.primitive_bitwidth > 16 or not kind.is_floating():
             return super().sum(input)
+        if kind.is_fp8():
+            raise KernelFault(f"{kind} has no sum on a GPU: convert it to tl.float32 first")
         return self.to_tensor(low.total(input.handle.data, kind.name, self.axis, self.keep_dims), kind)
 
     def min_max(self, input, val_reduce_op, idx_reduce_op=None):
-        return super().min_max(
-            input, {np.nanmax: np.max, np.nanmin: np.min}.get(val_reduce_op, val_reduce_op), idx_reduce_op
-        )
+        kind = input.dtype
+        cast = stock.interpreter_semantic.cast
+        plain = {np.nanmax: np.max, np.nanmin: np.min}.get(val_reduce_op, val_reduce_op)
+        result = super().min_max(cast(input, tl.float32) if kind.is_fp8() else input, plain, idx_reduce_op)
+        if not kind.is_fp8():
+            return result
+        return (cast(result[0], kind), result[1]) if isinstance(result, tuple) else cast(result, kind)
 
 
 class Scan(stock.ScanOps):

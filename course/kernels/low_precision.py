@@ -1,8 +1,11 @@
 """bfloat16 and FP8 as the interpreter holds them (raw codes in unsigned integers), made to count as torch counts.
 
-Casts are torch's own, so they round to nearest even and overflow as torch does: E4M3 saturates at 448, E5M2 goes to infinity.
-(A chip's cast to FP8 saturates for both: keep values in range, as scaling does.) Arithmetic is done in float32 and rounded
-once, which is what torch does and what an H100 does for one addition or product in bfloat16.
+Casts are torch's own, so they round to nearest even and overflow as torch's do: E4M3 saturates at 448, E5M2 becomes
+infinite past 61440. Arithmetic is done in float32 and rounded once: what torch does, and an H100 for one sum or product.
+
+Two places where a chip differs, both out of reach of scaled and upcast values: its casts to FP8 saturate for E5M2 too
+(cvt.rn.satfinite in the PTX), and its tl.sum of bfloat16 rounds every partial sum (add.bf16), while torch's and this one
+add in float32 and round once. So upcast right after the load.
 """
 
 from functools import cache

@@ -78,8 +78,9 @@ def compile_here(path: str | Path, launch: Launch | dict[str, Any], arch: str = 
     """Compile in this process, which must not interpret kernels, without cache or protection; Compiled as a dict."""
     launch = launch if isinstance(launch, Launch) else Launch.from_json(launch)
     try:
-        numbers = _compile(Path(path), launch, int(arch.removeprefix("sm_")))
-        limit = SHARED[int(arch.removeprefix("sm_"))]
+        if arch not in SHARED:
+            raise ValueError(f"{arch} is not one of {', '.join(SHARED)}")
+        numbers, limit = _compile(Path(path), launch, int(arch.removeprefix("sm_"))), SHARED[arch]
         if numbers["shared_bytes"] > limit:
             numbers["error"] = (
                 f"{launch.kernel} needs {numbers['shared_bytes']} bytes of shared memory, and a block of {arch} has at most "
@@ -114,7 +115,7 @@ def _compile(path: Path, launch: Launch, capability: int) -> dict[str, Any]:
         try:
             made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch.options)
         except RuntimeError as error:
-            raise RuntimeError(_essential(said()) or str(error)) from error
+            raise RuntimeError(_essential(said(), path) or str(error)) from None
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(made.asm["cubin"])
         usage = subprocess.run(
@@ -229,10 +230,12 @@ def _sentence(error: BaseException) -> str:
     return where + " ".join(said.split())[:400]
 
 
-def _essential(printed: str) -> str:
-    """The first error in what ptxas or MLIR printed."""
-    found = re.search(r"^.*?\b(?:error|fatal)\s*:\s*(.+)$", printed, flags=re.MULTILINE)
-    return found[1].strip() if found else ""
+def _essential(printed: str, path: Path) -> str:
+    """The first error in what MLIR or ptxas printed, with the line of the kernel's file that it came from."""
+    found = re.search(r"\b(?:error|fatal)\s*:\s*(.+)$", printed, flags=re.MULTILINE)
+    line = re.search(rf"{re.escape(str(path))}:(\d+)", printed)
+    source = f"`{path.read_text().splitlines()[int(line[1]) - 1].strip()}`: " if line else ""
+    return source + found[1].strip() if found else ""
 
 
 def _ask(path: str | Path, launch: dict[str, Any], arch: str) -> dict[str, Any]:

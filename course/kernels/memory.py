@@ -177,7 +177,7 @@ class Memory:
         if lanes.size:
             if kind == "atomic":
                 places = frozenset((lanes & REAL).tolist())
-                self._synchronise(places, acquire, release)
+                self.atomics.append((self.step, len(self.programs) - 1, places, acquire, release))
             first, last = int(lanes.min()) >> TAG, int(lanes.max()) >> TAG
             written = values[active] if values is not None else None
             for number in [first] if first == last else np.unique(lanes >> np.uint64(TAG)).tolist():
@@ -233,9 +233,6 @@ class Memory:
                 f"{SAYS[kind]} {argument.name}[{elements[lane]}], which {place(self.programs[index])} "
                 f"{SAYS[other]} in the same launch; {advice}"
             )
-
-    def _synchronise(self, places: frozenset, acquire: bool, release: bool) -> None:
-        self.atomics.append((self.step, len(self.programs) - 1, places, acquire, release))
 
     def _ordered(self, step: int, program: int) -> bool:
         """Whether atomics put an earlier program's access, made at `step`, before what this program does now."""

@@ -1,4 +1,4 @@
-"""A run on disk: weights, optimizer, and all that is needed to go on or to generate, in one file written in one step."""
+"""A run on disk: weights, optimizer and all that is needed to go on or to generate, in one file."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ class Checkpoint:
     config: dict[str, Any]
     settings: dict[str, Any]
     data: str  # Data.key
+    vocab: int  # Data.vocab
     merges: list[tuple[int, int]]  # of the tokenizer
     rows: list[list]  # Row by Row; the last one's step is the checkpoint's
     model: dict[str, torch.Tensor]
@@ -32,6 +33,7 @@ class Checkpoint:
             config=asdict(model.config),
             settings=asdict(settings),
             data=data.key,
+            vocab=data.vocab,
             merges=data.tokenizer.merges,
             rows=[list(row) for row in rows],
             model=model.state_dict(),

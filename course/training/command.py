@@ -46,10 +46,12 @@ def train_command(
     if resume:
         checkpoint = Checkpoint.read(out)
         config, settings = ModelConfig(**checkpoint.config), TrainSettings(**checkpoint.settings)
-        text = load(_source(data), config.vocab, cache)
+        text = load(_source(data), checkpoint.vocab, cache)
     else:
         if (out / NAME).exists():
-            raise TrainingError(f"{out} already holds a run: go on with --resume, or train into another folder")
+            raise TrainingError(
+                f"{out} already holds a run: go on with --resume, or train into another folder with --out"
+            )
         config, settings = _config(preset), TrainSettings(steps=steps, seed=seed)
         text = load(_source(data), vocab, cache)
         config = replace(config, vocab=text.tokenizer.vocab)

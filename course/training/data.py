@@ -23,6 +23,7 @@ class Data:
     tokenizer: Tokenizer
     train: np.ndarray  # uint16 token ids; documents are separated by the tokenizer's `end`
     validation: np.ndarray
+    vocab: int  # asked for; a short text may not fill it
     key: str  # a hash of what was read and of how it was cut
 
     def bits_per_byte(self, nats_per_token: float) -> float:
@@ -45,7 +46,7 @@ def load(source: Path | str = "code", vocab: int = 1024, cache: Path | None = No
     stored = cache / f"tokens-{key}.npz" if cache else None
     if stored and stored.exists():
         arrays = np.load(stored)
-        return Data(Tokenizer(arrays["merges"].tolist()), arrays["train"], arrays["validation"], key)
+        return Data(Tokenizer(arrays["merges"].tolist()), arrays["train"], arrays["validation"], vocab, key)
 
     parts = corpus.split(documents)
     learned = tokenizer.train([document.text.encode() for document in parts[0]], vocab)
@@ -53,7 +54,7 @@ def load(source: Path | str = "code", vocab: int = 1024, cache: Path | None = No
     if stored:
         merges = np.array(learned.merges, dtype=np.int32).reshape(-1, 2)
         atomic.write(stored, lambda file: np.savez(file, train=train, validation=validation, merges=merges))
-    return Data(learned, train, validation, key)
+    return Data(learned, train, validation, vocab, key)
 
 
 def training_batch(data: Data, context: int, batch: int, seed: int, step: int) -> Windows:

@@ -30,7 +30,7 @@ def test_a_missing_or_malformed_notebook_is_said(built):
     (built / "labs" / "04_squares.ipynb").unlink()
     (built / "solutions" / "04_squares.ipynb").write_text("[]")
     assert gate.check(None, built) == [
-        "04_squares.ipynb is not a notebook: it is other JSON. Or run `course build 04`.",
+        "solutions/04_squares.ipynb is damaged (04_squares.ipynb is not a notebook: it is other JSON): run `course build 04`.",
         "labs/04_squares.ipynb is missing: run `course build 04`.",
     ]
 

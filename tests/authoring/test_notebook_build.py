@@ -59,8 +59,9 @@ def test_only_what_changed_is_built(built):
     assert [line[:17].strip() for line in lines] == ["04 lesson   built", "04 solution up to", "04 lab      up to"]
 
 
-def test_a_broken_unit_does_not_hide_the_others(tmp_path):
-    root = write_course(tmp_path, None)
+def test_a_broken_unit_does_not_hide_the_others(built):
+    root = built
+    (root / "labs" / "04_squares.ipynb").unlink()
     broken = SOLUTION.replace("04.", "02.").replace("04:", "02:").replace("    ### END SOLUTION\n", "", 1)
     write_course(root, None, broken, slug="02_broken")
     bad = (
@@ -75,7 +76,7 @@ def test_a_broken_unit_does_not_hide_the_others(tmp_path):
     assert f"solutions/03_raises.py:{line}: the lab's {raised}" in faults
     assert (root / "labs" / "04_squares.ipynb").is_file()
     assert not (root / "labs" / "03_raises.ipynb").exists()
-    assert len(lines) == 6
+    assert len(lines) == 7
 
 
 def test_a_lab_that_uses_a_blank_answer_is_named_with_its_cell(tmp_path):
@@ -94,13 +95,13 @@ def test_a_solution_that_does_not_pass_its_own_check_is_not_built(tmp_path):
     assert faults[0].endswith('the solution\'s cell cannot be built: its output does not say "passed".')
 
 
-def test_a_build_never_touches_a_workspace(tmp_path, home, monkeypatch):
+def test_a_build_never_touches_a_workspace(built, tmp_path, home, monkeypatch):
     monkeypatch.chdir(tmp_path)
     nosy = "import os, pathlib\nprint(os.environ['COURSE_HOME'] == HERE, pathlib.Path('here').touch())"
     lesson = LESSON.replace("3 * 3", nosy.replace("HERE", repr(str(home))))
-    root = write_course(tmp_path / "course", lesson)
-    assert quiet(None, root)[0] == []
-    assert outputs(root / "notebooks" / "04_squares.ipynb") == ["False None\n"]
+    write_course(built, lesson)
+    assert quiet(None, built)[0] == []
+    assert outputs(built / "notebooks" / "04_squares.ipynb") == ["False None\n"]
     assert not home.exists()
     assert not list(tmp_path.rglob("here"))
 
@@ -116,9 +117,8 @@ def test_an_interrupted_build_leaves_the_old_notebooks_and_nothing_else(built, t
     (built / "notebooks" / "04_squares.py").write_text(SLOW.replace("PID", repr(str(pid))))
     before = contents(built)
     code = f"from pathlib import Path; from course.authoring.build import build; build(None, Path({str(built)!r}))"
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as process:
+    away = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": os.environ | {"TMPDIR": str(tmp_path)}}
+    with subprocess.Popen([sys.executable, "-c", code], **away) as process:
         assert wait_until(pid.exists)
         process.send_signal(how)
         assert process.wait(20) != 0

@@ -6,7 +6,7 @@ import time
 from datetime import date
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from course.authoring import progress
@@ -142,6 +142,7 @@ def test_a_killed_writer_loses_nothing_and_blocks_nobody(home):
     assert not list(home.glob(".*.tmp"))
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["04.1", "04.2", "11.10"]), st.booleans(), st.text()), max_size=6))
 def test_progress_says_what_was_recorded(tmp_path_factory, events):
     home = tmp_path_factory.mktemp("home")

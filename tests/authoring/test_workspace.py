@@ -60,6 +60,17 @@ def test_the_same_release_changes_nothing(released, home):
     assert state(home) == before
 
 
+def test_a_deleted_answer_cell_or_check_comes_back(released, home):
+    path, _ = opened(released)
+    solve(path)
+    whole = read_notebook(path)
+    for lost in ("ex-04-1-check", "ex-04-2-answer"):
+        book = {**whole, "cells": [cell for cell in whole["cells"] if cell["id"] != lost]}
+        path.write_text(dump(book))
+        assert "has its missing cells again" in opened(released)[1][0]
+        assert read_notebook(path)["cells"] == whole["cells"]
+
+
 def test_a_new_release_keeps_the_answers_and_a_backup(released, home):
     path, _ = opened(released)
     solve(path)

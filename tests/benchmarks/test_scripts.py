@@ -71,6 +71,7 @@ def test_dense_against_moe_is_resumed_and_recorded(tmp_path, text):
         ((2.8, 2.9), (3.0, 3.1), "dense"),
         ((3.0, 3.1), (2.9, 3.05), "not resolved"),
         ((3.0, 3.3), (2.9, 2.9), "not resolved"),
+        ((3.0,), (2.0,), "not resolved"),
     ],
 )
 def test_a_difference_must_exceed_the_spread_over_seeds(dense, moe, better):

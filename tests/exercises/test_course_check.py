@@ -55,7 +55,7 @@ def test_right_answers_pass_and_are_recorded(lab, check):
     assert code == 0
     assert rows["05.2"] == "05.2 group-limited top-k 10 of 10 passed"
     assert "2 of 2 exercises passed, 20 of 20 points." in out
-    assert (lab.home / "answers" / "05.2.py").read_text() == solved("05.2")
+    assert (lab.home / "answers" / "05.2.py").read_text().strip() == solved("05.2").strip()
 
 
 def test_a_misconception_is_named_and_a_blank_answer_is_not_done_yet(lab, check):
@@ -96,14 +96,12 @@ def test_a_cell_that_never_ends_is_stopped(lab, check):
     assert rows["07.6"].endswith("10 of 10 passed")
 
 
-@pytest.mark.parametrize(
-    ("before", "says"),
-    [("1 / 0\n", "ZeroDivisionError: division by zero"), ("def (\n", "SyntaxError: invalid syntax")],
-)
-def test_a_cell_that_cannot_be_run_says_why(lab, check, before, says):
-    lab.answer("05.2", f"# exercise 05.2\n{before}{solved('05.2')}")
+def test_a_cell_that_cannot_be_run_says_why(lab, check):
+    lab.answer("05.2", f"# exercise 05.2\n1 / 0\n{solved('05.2')}")
+    lab.answer("07.6", f"# exercise 07.6\ndef (\n{solved('07.6')}")
     _, rows, *_ = check()
-    assert f"The answer cell could not be run. {says}" in rows["05.2"]
+    assert "The answer cell could not be run. ZeroDivisionError: division by zero" in rows["05.2"]
+    assert "The answer cell could not be run. SyntaxError: invalid syntax" in rows["07.6"]
 
 
 def test_a_forged_check_does_not_pass(lab, check):
@@ -152,7 +150,10 @@ def test_a_broken_file_is_one_line_and_wrong_use(lab, check, content, says):
 
 
 def test_another_labs_file_is_told(lab, check):
-    lab.book["cells"] = [cell("u04-x01", SETUP, ["setup"]), cell("ex-04-1-answer", "# exercise 04.1", ["exercise:04.1"])]
+    lab.book["cells"] = [
+        cell("u04-x01", SETUP, ["setup"]),
+        cell("ex-04-1-answer", "# exercise 04.1", ["exercise:04.1"]),
+    ]
     lab.book["metadata"]["course"] = {"unit": "04", "kind": "lab"}
     code, rows, out, _ = check()
     assert code == 1
@@ -166,13 +167,19 @@ def test_a_lab_that_was_never_opened_names_the_command_that_opens_it(lab, capfd)
     assert "course lab 99" in capfd.readouterr().err
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.isdir("/proc"), reason="needs /proc to see what is left running")
 def test_ctrl_c_ends_it_in_one_line_and_leaves_no_kernel(lab):
-    lab.answer("05.2", f"# exercise 05.2\nimport time\ntime.sleep(19)\n{solved('05.2')}")
+    lab.answer("05.2", f"# exercise 05.2\nimport time\ntime.sleep(9)\n{solved('05.2')}")
     lab.save()
     process = subprocess.Popen(
         [sys.executable, "-m", "course", "check", "99"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    time.sleep(7)
+    for _ in range(300):
+        if any("course-check-" in line and "ipykernel" in line for line in _processes()):
+            break
+        time.sleep(0.1)
+    time.sleep(1)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)
     assert process.returncode == 130
@@ -184,8 +191,8 @@ def _processes() -> list[str]:
     lines = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
-            with open(f"/proc/{name}/environ", "rb") as file:
-                lines.append(file.read().decode(errors="replace"))
+            with open(f"/proc/{name}/environ", "rb") as environment, open(f"/proc/{name}/cmdline", "rb") as command:
+                lines.append((command.read() + environment.read()).decode(errors="replace"))
         except OSError:
             continue
     return lines

@@ -116,6 +116,7 @@ FRAMES = {
     "early": "{'id': 1, 'nonce': '0', 'status': 'value', 'value': True}",
     "of the wrong form": "asked() | {'status': 'value', 'changed': 7}",
     "without a status": "asked()",
+    "with a launch that is none": "asked() | {'status': 'value', 'launches': [{'kernel': 7}]}",
     "of huge length": "struct.pack('>II', 1 << 31, 1 << 31)",
     "of garbage": "bytes(range(256)) * 64",
     "of deep lists": "struct.pack('>II', 400000, 0) + b'[' * 400000",

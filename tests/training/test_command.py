@@ -3,6 +3,7 @@ import signal
 import pytest
 
 from course.training import log, trainer
+from course.training.checkpoint import Checkpoint
 from course.training.command import generate_command, train_command
 from course.training.errors import TrainingError
 
@@ -63,6 +64,13 @@ def test_ctrl_c_says_how_to_go_on_and_resuming_finishes(text, tmp_path, monkeypa
     monkeypatch.undo()
     train_command(tmp_path, data=str(text), resume=True, say=said.append)
     assert len(log.read_log(tmp_path / "log.csv")) == 2
+
+
+def test_a_text_that_does_not_fill_the_vocabulary_is_trained_on_and_resumed(tmp_path):
+    (tmp_path / "text").write_text("ab " * 5000)
+    for resume in (False, True):
+        train_command(tmp_path / "run", data=str(tmp_path / "text"), steps=1, resume=resume, vocab=257 + 60)
+    assert Checkpoint.read(tmp_path / "run").config["vocab"] < 257 + 60
 
 
 def test_a_time_limit_ends_with_text_and_can_be_resumed(text, tmp_path):

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -60,7 +61,7 @@ def test_the_order_of_the_data_is_a_function_of_seed_and_step(text):
 
 def test_every_training_token_can_be_a_target(text):
     loaded = data.load(text, vocab=257)
-    short = data.Data(loaded.tokenizer, loaded.train[:5], loaded.validation, "")
+    short = replace(loaded, train=loaded.train[:5])
     targets = {tuple(data.training_batch(short, 3, 1, 0, step)[1][0].tolist()) for step in range(50)}
     assert targets == {tuple(short.train[1:4].tolist()), tuple(short.train[2:5].tolist())}
 

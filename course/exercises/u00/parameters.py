@@ -16,11 +16,6 @@ def inputs(rng, number):
     return {"widths": rng.choice(range(2, 3000), size=count, replace=False).tolist(), "bias": number % 2 == 0}
 
 
-def compare(inputs, wanted, got):
-    differs = same("parameters")(inputs, wanted, got)
-    return differs and f"widths={inputs['widths']}: {differs}"
-
-
 def reference(widths, bias):
     total = 0
     for layer in range(len(widths) - 1):
@@ -81,7 +76,7 @@ EXERCISE = Exercise(
     inputs=inputs,
     cases=6,
     reference=reference,
-    compare=compare,
+    compare=same("parameters"),
     misconceptions=(
         Misconception(
             "never-a-bias",

@@ -114,7 +114,7 @@ EXERCISE = Exercise(
         Misconception(
             "without-k",
             without_k,
-            "It looks like a capacity without k. There are T * k pairs to seat: factor * T * k / experts, rounded up.",
+            "It looks like a capacity without k. There are T * K pairs to seat: factor * T * K / experts, rounded up.",
         ),
         Misconception(
             "off-by-one",
@@ -141,7 +141,7 @@ EXERCISE = Exercise(
     hints=(
         "Write down the order in which the pairs ask for a seat: slot 0 of every token, then slot 1, ...",
         "sort_by_expert(indices_TK.T, experts) sees the pairs in that order; what is a pair's rank at its expert?",
-        "rank = place - offsets[expert]; kept where rank < ceil(factor * T * k / experts); view as [k, T] and transpose.",
+        "rank = place - offsets[expert]; kept where rank < math.ceil(factor * T * K / experts); view as [K, T], transpose.",
     ),
     uses=("04.3",),
 )

@@ -57,6 +57,11 @@ def weights_out_of_order(rows_PD, place_P, weights_TK):
     return weighted_PD[place_P].view(T, K, -1).sum(dim=1)
 
 
+def unweighted(rows_PD, place_P, weights_TK):
+    T, K = weights_TK.shape
+    return rows_PD[place_P].view(T, K, -1).sum(dim=1)
+
+
 def averaged(rows_PD, place_P, weights_TK):
     T, K = weights_TK.shape
     return (rows_PD[place_P].view(T, K, -1) * weights_TK[..., None]).mean(dim=1)
@@ -73,7 +78,7 @@ EXERCISE = Exercise(
     title="combine",
     entry="combine",
     points=10,
-    minutes=15,
+    minutes=10,
     difficulty=2,
     spine=False,
     inputs=inputs,
@@ -101,6 +106,11 @@ EXERCISE = Exercise(
             "weights-out-of-order",
             weights_out_of_order,
             "It looks like weights in token order multiplied into rows in expert order. Bring the rows home first, then weigh.",
+        ),
+        Misconception(
+            "unweighted",
+            unweighted,
+            "It looks like a plain sum. Each row is multiplied by its pair's weight, weights_TK[token, slot].",
         ),
         Misconception(
             "averaged",

@@ -9,7 +9,7 @@ EDGES = [  # tokens, width, experts, k, renormalise, dtype
     (5, 8, 4, 2, True, torch.float32),
     (6, 8, 6, 3, False, torch.float32),
     (3, 4, 5, 1, False, torch.float32),
-    (7, 16, 8, 2, True, torch.bfloat16),
+    (7, 16, 24, 12, True, torch.bfloat16),  # past 16 entries a sort that is not stable moves ties
 ]
 
 
@@ -82,6 +82,23 @@ def in_low_precision(x_TD, gate_ED, k, renormalise):
     return indices_TK, weights_TK
 
 
+def widened_too_late(x_TD, gate_ED, k, renormalise):
+    probabilities_TE = (x_TD @ gate_ED.T).float().softmax(dim=-1)
+    indices_TK = probabilities_TE.sort(dim=-1, descending=True, stable=True).indices[:, :k]
+    weights_TK = probabilities_TE.gather(1, indices_TK)
+    if renormalise:
+        weights_TK = weights_TK / weights_TK.sum(dim=-1, keepdim=True)
+    return indices_TK, weights_TK
+
+
+def ties_as_topk_likes(x_TD, gate_ED, k, renormalise):
+    probabilities_TE = (x_TD.float() @ gate_ED.float().T).softmax(dim=-1)
+    weights_TK, indices_TK = probabilities_TE.topk(k, dim=-1)
+    if renormalise:
+        weights_TK = weights_TK / weights_TK.sum(dim=-1, keepdim=True)
+    return indices_TK, weights_TK
+
+
 def ties_to_the_higher(x_TD, gate_ED, k, renormalise):
     probabilities_TE = (x_TD.float() @ gate_ED.float().T).softmax(dim=-1)
     indices_TK = probabilities_TE.sort(dim=-1, stable=True).indices.flip(1)[:, :k]
@@ -133,10 +150,20 @@ EXERCISE = Exercise(
             "It looks like routing in the inputs' own precision. Bfloat16 has 8 bits: widen x and gate to float32 first.",
         ),
         Misconception(
+            "widened-too-late",
+            widened_too_late,
+            "It looks like a product in bfloat16 that is widened afterwards. What was rounded stays rounded: widen x and gate first.",
+        ),
+        Misconception(
+            "topk-ties",
+            ties_as_topk_likes,
+            "It looks like torch.topk: right but for ties, which it breaks as it likes. Of two equal experts the lower index comes first.",
+            "torch.topk's documentation promises no order among equal entries",
+        ),
+        Misconception(
             "ties-to-the-higher",
             ties_to_the_higher,
             "It looks like ties that go to the higher index. Of two equal experts the lower index comes first.",
-            "torch.topk promises no order among equal entries",
         ),
     ),
     alternatives=(from_logits,),

@@ -89,6 +89,17 @@ def place_is_order(indices_TK, experts):
     return order_P, offsets_E1, order_P.clone()
 
 
+def swapped(indices_TK, experts):
+    flat_P = indices_TK.flatten()
+    seen_PE = F.one_hot(flat_P, experts)
+    counts_E = seen_PE.sum(0)
+    offsets_E1 = torch.cat([counts_E.new_zeros(1), counts_E.cumsum(0)])
+    place_P = offsets_E1[flat_P] + (seen_PE.cumsum(0) - 1).gather(1, flat_P[:, None]).squeeze(1)
+    order_P = torch.empty_like(place_P)
+    order_P[place_P] = torch.arange(len(place_P))
+    return place_P, offsets_E1, order_P
+
+
 def slots_first(indices_TK, experts):
     flat_P = indices_TK.T.flatten()
     seen_PE = F.one_hot(flat_P, experts)
@@ -117,7 +128,7 @@ EXERCISE = Exercise(
     title="sort by expert",
     entry="sort_by_expert",
     points=15,
-    minutes=25,
+    minutes=30,
     difficulty=3,
     spine=True,
     inputs=inputs,
@@ -147,6 +158,11 @@ EXERCISE = Exercise(
             "It looks like `order` returned as `place`. They are inverse to each other: place[order[r]] == r.",
         ),
         Misconception(
+            "swapped",
+            swapped,
+            "It looks like `order` and `place` in each other's places. order[r] is a pair, place[p] is a row.",
+        ),
+        Misconception(
             "slots-first",
             slots_first,
             "It looks like pairs counted slot by slot. Pair p = token * k + slot: the row-major order of indices_TK.",
@@ -164,13 +180,8 @@ EXERCISE = Exercise(
         "one_hot of the flat indices, cumsum over the pairs, minus one, gathered at the expert: the rank of each pair.",
     ),
     forbids=(
-        "torch.sort",
-        "torch.argsort",
-        "torch.msort",
-        "torch.topk",
-        "Tensor.sort",
-        "Tensor.argsort",
-        "Tensor.msort",
-        "Tensor.topk",
+        "sorted",
+        *(f"{owner}.{name}" for owner in ("torch", "Tensor") for name in ("sort", "argsort", "msort", "topk")),
+        *(f"numpy.{name}" for name in ("sort", "argsort", "lexsort", "argpartition")),
     ),
 )

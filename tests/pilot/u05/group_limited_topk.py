@@ -10,6 +10,7 @@ EDGES = [  # tokens, experts, groups, keep, k, quantised scores, shift of the bi
     (5, 6, 6, 3, 2, False, 0.0),  # groups of a single expert
     (7, 16, 4, 2, 4, True, 0.0),
     (9, 16, 4, 2, 4, False, -2.0),
+    (9, 64, 32, 8, 6, True, 0.0),  # past 16 entries a sort that is not stable moves ties
 ]
 
 
@@ -108,7 +109,7 @@ EXERCISE = Exercise(
     difficulty=3,
     spine=True,
     inputs=inputs,
-    cases=7,
+    cases=8,
     reference=reference,
     compare=same("indices"),
     misconceptions=(
