@@ -93,6 +93,13 @@ def look_at(exercise: Exercise, source: str) -> None:
                     raise AnswerError(f"Line {node.lineno} uses `{shown}`, which is out of bounds in this exercise.")
 
 
+def begun(exercise: Exercise, source: str) -> bool:
+    """Whether the entry function holds more than a docstring and the line that says that nothing is done."""
+    body = next(node.body for node in ast.parse(source).body if getattr(node, "name", None) == exercise.entry)
+    blank = [node for node in body if isinstance(node, ast.Raise) or (isinstance(node, ast.Expr) and node is body[0])]
+    return len(blank) < len(body)
+
+
 def _imports(node: ast.AST) -> list[tuple[str, str, str]]:
     """(module, name in the answer, what that name stands for) of an import statement."""
     if isinstance(node, ast.Import):

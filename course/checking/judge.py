@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from course.checking.answer import AnswerError, look_at, prelude, source_of
+from course.checking.answer import AnswerError, begun, look_at, prelude, source_of
 from course.checking.compare import kind
 from course.checking.exercise import Exercise, Inputs, Tree
 from course.checking.launch import Worker, WorkerEnded, start
@@ -18,6 +18,7 @@ from course.checking.wire import Foreign, tree
 PUBLIC_SEED = 0
 SECONDS = 10.0  # for one case, and for running the cell itself
 SAID = 600  # characters of an error message that are passed on, whatever the worker sent
+LEFTOVER = "Its line `raise NotImplementedError` is still there, and was reached."
 MORE = 3  # times as many secret cases as public ones
 
 
@@ -98,7 +99,7 @@ def judge(
             return verdict("failed", reason=str(error), printed=worker.printed())
         printed = worker.printed()
     if any(t.not_done for t in tries):
-        return verdict("not done")
+        return verdict("not done", reason=LEFTOVER if begun(exercise, source) else None)
     cases = tuple(sorted((t.case for t in tries), key=lambda case: case.number))
     named = _misconception(exercise, tries, len(numbers), earlier) if any(case.what for case in cases) else None
     reason = None
@@ -213,7 +214,7 @@ def _complaint(reply: dict[str, Any]) -> str:
     if name == "KernelFault":
         return f"a fault in the kernel: {message}"
     if name == "NameError" and "is not defined" in message:
-        message += " (an answer runs alone: only the set-up cell's imports and this cell count; move helpers into it)"
+        message += " (an answer runs alone: only the set-up cell's imports and this cell count; move helpers into it, or is it a typo?)"
     return f"{name}{where}: {message}" if message else f"{name}{where}"
 
 

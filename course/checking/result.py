@@ -21,7 +21,7 @@ def _lines(verdict: Verdict) -> list[str]:
     if verdict.passed:
         return [f"{name}: passed, {_points(verdict.points)}"]
     if verdict.status == "not done":
-        return [f"{name}: not done yet"]
+        return [f"{name}: not done yet", *filter(None, [verdict.reason])]
     right = len(verdict.cases) - len(verdict.failures)
     lines = [f"{name}: {right} of {verdict.total} cases pass" if verdict.cases else f"{name}: failed"]
     if verdict.reason:

@@ -102,7 +102,7 @@ def _row(exercise: Exercise, cells: dict, verdict: Verdict | None, fault: str | 
         return Row(exercise, "failed", fault)
     checked = cells.get(("check", exercise.id))
     if checked is None or (verdict and verdict.status == "not done"):
-        return Row(exercise, "not done")
+        return Row(exercise, "not done", (verdict and verdict.reason) or "")
     if verdict and verdict.status == "failed":
         return Row(exercise, "failed", _explained(verdict))
     answered = cells.get(("exercise", exercise.id))
@@ -115,7 +115,7 @@ def _row(exercise: Exercise, cells: dict, verdict: Verdict | None, fault: str | 
 
 def _explained(verdict: Verdict) -> str:
     case = next(iter(verdict.failures), None)
-    what = case and f"Case {case.number + 1}: {case.what}"
+    what = case and f"Case {case.number + 1}{f' ({case.sizes})' if case.sizes else ''}: {case.what}"
     return " ".join(part if part[-1] in ".?!" else f"{part}." for part in (verdict.reason, what, verdict.says) if part)
 
 
@@ -126,7 +126,7 @@ def table(rows: list[Row]) -> Table:
     colours = {"passed": "green", "failed": "dark_orange", "not done": "dim"}
     for row in rows:
         earned = row.exercise.points if row.status == "passed" else 0
-        words = {"passed": "passed", "not done": "not done yet"}.get(row.status, row.what)
+        words = {"passed": "passed", "not done": f"not done yet. {row.what}".rstrip(". ")}.get(row.status, row.what)
         shown.add_row(
             Text(f"{row.exercise.id} {row.exercise.title}"),
             f"{earned} of {row.exercise.points}",

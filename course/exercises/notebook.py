@@ -37,13 +37,13 @@ def check(name: str, answer: Callable) -> Result:
 
 
 def mine(name: str) -> Callable:
-    """The learner's own function for an exercise, once it has passed; the course's until then."""
+    """The learner's own function for an exercise, as it last passed; the course's until then. Prints which of the two."""
     exercise = find(name)
     home = places.home()
     kept = progress.kept_answer(home, name) if home else None
-    if kept is None:
-        return exercise.reference
-    return _function(exercise, kept)
+    whose = "the course's" if kept is None else "your own"
+    print(f"{exercise.id} {exercise.title}: {whose}")
+    return exercise.reference if kept is None else _function(exercise, kept)
 
 
 def _function(exercise: Exercise, source: str) -> Callable:

@@ -24,11 +24,7 @@ import platformdirs
 from course.kernels import need_triton
 from course.kernels.launch import Launch
 
-SHARED = {
-    80: 166_912,
-    90: 232_448,
-    100: 232_448,
-}  # bytes that one block may have (CUDA C++ guide, table of capabilities)
+SHARED = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448}  # bytes that one block may have (CUDA C++ guide, table of capabilities)
 SECONDS = 60.0
 SELF_CONTAINED = sys.stdlib_module_names | {"triton", "torch", "numpy"}
 
@@ -102,6 +98,8 @@ def _compile(path: Path, launch: Launch, capability: int) -> dict[str, Any]:
     while kernel is not None and not isinstance(kernel, JITFunction):
         kernel = getattr(kernel, "fn", None)
     if kernel is None:
+        if triton.knobs.runtime.interpret:
+            raise RuntimeError("this process interprets kernels; compile in one with TRITON_INTERPRET=0")
         raise ValueError("no @triton.jit function of this name stands at the top level of the file")
     place = {name: number for number, name in enumerate(kernel.arg_names)}
     source = ASTSource(

@@ -87,7 +87,7 @@ def train(
     started = time.perf_counter()
     with open_log(out, rows) as log, deferred() as interrupted, _bar(settings, rows, progress) as bar:
         for step in range(len(rows) + 1, settings.steps + 1):
-            row, routings = _step(model, optimizer, data, settings, step, rows[-1].seconds if rows else 0.0)
+            row, routings = take_step(model, optimizer, data, settings, step, rows[-1].seconds if rows else 0.0)
             rows.append(row)
             log(row)
             bar.update()
@@ -122,9 +122,10 @@ def evaluate(model: Transformer, data: Data, sequences: int = 64) -> float:
     return total / tokens
 
 
-def _step(
+def take_step(
     model: Transformer, optimizer: torch.optim.Optimizer, data: Data, settings: TrainSettings, step: int, before: float
 ) -> tuple[Row, list[Routing]]:
+    """One training step, timed, and what it measured. `before`: seconds spent on the steps before it."""
     s, config = settings, model.config
     started = time.perf_counter()
     rate = learning_rate(step, s.steps, s.learning_rate, s.warmup, s.final)

@@ -52,7 +52,7 @@ def test_a_goal_is_met_or_missed_by_the_slowest_size():
 
 
 def test_dense_against_moe_is_resumed_and_recorded(tmp_path, text):
-    arguments = ("--steps", 2, "--seeds", 0, 1, "--source", text, "--work", tmp_path / "work")
+    arguments = ("--steps", 2, "--rounds", 2, "--seeds", 0, 1, "--source", text, "--work", tmp_path / "work")
     record, _ = script("dense_vs_moe.py", *arguments, out=tmp_path / "r.json")
     assert record["rule"] == dense_vs_moe.RULE
     assert {arm: [run["seed"] for run in runs] for arm, runs in record["runs"].items()} == {

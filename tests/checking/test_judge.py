@@ -76,6 +76,13 @@ def test_no_answer_and_a_blank_answer_are_not_done():
         assert verdict.earned == 0
 
 
+def test_work_that_still_reaches_the_blank_is_not_done_and_told_why():
+    left_over = verdict_on(answer("y_N = x_N * factor", "raise NotImplementedError", "return y_N"))
+    assert left_over.status == "not done"
+    assert text(left_over).endswith("Its line `raise NotImplementedError` is still there, and was reached.")
+    assert text(verdict_on(answer('"""Doc."""', "raise NotImplementedError"))).endswith("not done yet")
+
+
 def test_a_cell_that_ends_in_a_blank_is_not_done():
     assert verdict_on(RIGHT + "\nraise NotImplementedError\n").status == "not done"
 
@@ -386,6 +393,7 @@ def test_the_sizes_of_a_case_are_named_by_the_letters_of_its_tensors():
         "tree": {"a": torch.ones(3)},
     }
     assert describe(inputs) == f"T=7 E=16 plain=[2, 3] k=4 eps=0.5 on=True text={'a' * 20!r}"
+    assert describe({"widths": [3, 2], "x_TD": torch.zeros(4, 8, dtype=torch.bfloat16)}) == "widths=[3, 2] T=4 D=8 bfloat16"
     assert describe({}) == ""
 
 

@@ -155,7 +155,7 @@ def test_another_labs_file_is_told(lab, check):
         cell("ex-04-1-answer", "# exercise 04.1", ["exercise:04.1"]),
     ]
     lab.book["metadata"]["course"] = {"unit": "04", "kind": "lab"}
-    code, rows, out, _ = check()
+    code, _, out, _ = check()
     assert code == 1
     assert "This is lab 04, not lab" in out
 

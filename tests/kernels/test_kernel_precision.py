@@ -160,12 +160,12 @@ def test_arithmetic_rounds_once_as_torch_does(dtype):
         "div": x / y,
         "scale": x * torch.tensor(3.14).to(dtype),
         "less": torch.where((x < y) & (y > 0), x, y),
-        "max": torch.maximum(x, y),
+        "max": torch.maximum(x, y) + 0,  # of two zeros either is the larger
         "abs": x.abs(),
     }
     for op, value in wanted.items():
         got = run(arithmetic, x, y, torch.empty_like(x), OP=op, BLOCK=len(x))
-        assert identical(got, value), op
+        assert identical(got + 0 if op == "max" else got, value), op
 
 
 @pytest.mark.parametrize("dtype", FP8, ids=str)

@@ -133,7 +133,7 @@ def test_work_in_place_passes_where_programs_keep_apart(in_child):
 
 def test_a_plain_read_of_what_others_add_to_is_caught(in_child):
     said = in_child(lambda: count_then_read[(3,)](torch.zeros(1, dtype=torch.int32), torch.zeros(3)))
-    assert "program 1: loads counts[0], which program 0 updates by an atomic" in said
+    assert "program 1: updates by an atomic counts[0], which program 0 loads" in said
 
 
 def test_a_plain_store_beside_atomics_is_caught(in_child):

@@ -51,13 +51,13 @@ def test_resuming_needs_the_same_text(run, tmp_path):
 
 
 def test_ctrl_c_says_how_to_go_on_and_resuming_finishes(text, tmp_path, monkeypatch):
-    step, said = trainer._step, []
+    step, said = trainer.take_step, []
 
     def press(*args):
         signal.raise_signal(signal.SIGINT)
         return step(*args)
 
-    monkeypatch.setattr(trainer, "_step", press)
+    monkeypatch.setattr(trainer, "take_step", press)
     with pytest.raises(KeyboardInterrupt):
         train_command(tmp_path, data=str(text), steps=2, vocab=270, say=said.append)
     assert said[-1] == f"Stopped. The checkpoint is in {tmp_path}; the same command with --resume goes on from it."

@@ -24,13 +24,15 @@ import sys
 if importlib.util.find_spec("course") is None:  # on Colab: install the course once
     subprocess.check_call([sys.executable, "-m", "pip", "install", "-q", "moe-to-metal"])
 
+from course import check, mine
+
+import math
+import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 import triton
 import triton.language as tl
-from torch import Tensor
-
-from course import check
 
 # %% [markdown]
 # ## 05.2 · Which experts, when only some groups are open
