@@ -14,7 +14,7 @@ endif
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1	/p' Makefile | expand -t 20
-	@echo "  TORCH=cpu         with any of them on Linux: PyTorch without CUDA, some 200 MB instead of 3 GB"
+	@echo "  TORCH=cpu         with any of them on Linux: PyTorch without CUDA, which saves several GB"
 	@echo "  UNIT=04           with lab and build: that unit"
 
 install: $(VENV)/.installed  ## make .venv and install the course in it, pinned

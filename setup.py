@@ -7,11 +7,11 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
-CARRIED = "notebooks/*.ipynb", "labs/*.ipynb", "labs/*.md", "solutions/*.ipynb"
+CARRIED = "notebooks/*.ipynb", "labs/*.ipynb", "labs/*.md", "solutions/*.ipynb", "benchmarks/results/*.json"
 
 
 class WithNotebooks(build_py):
-    """Copies the built notebooks and the recorded runs to course/_data, in the wheel only: a clone reads them where they are."""
+    """Copies notebooks and the records they show to course/_data, in the wheel only: a clone reads them where they are."""
 
     def run(self):
         super().run()
@@ -23,8 +23,7 @@ class WithNotebooks(build_py):
 
     def notebooks(self) -> dict[Path, Path]:
         data = Path(self.build_lib) / "course" / "_data"
-        found = [path for folder in ("notebooks", "labs", "solutions") for path in (HERE / folder).glob("*.ipynb")]
-        found += (HERE / "benchmarks" / "results").glob("*.json")  # the records that lessons show
+        found = [path for pattern in CARRIED for path in HERE.glob(pattern)]
         return {path: data / path.relative_to(HERE) for path in sorted(found)}
 
     def get_outputs(self, include_bytecode=True):

@@ -13,30 +13,28 @@
 # %% [markdown]
 # # Lesson 00 · Start here
 #
-# In February 2025 a story went round the world. A little known company, DeepSeek, had shaken the industry: its model was said to beat
-# OpenAI's best, at a tenth of the cost, on chips that export rules had made weaker, thanks to a design called *mixture of experts*, and
-# anybody could download it. In the same weeks others announced data centres for 500 billion dollars.
+# In January and February 2025 a story went round the world. A little known company, DeepSeek, had shaken the industry: its model was said
+# to beat OpenAI's best, at a tenth of the cost, on chips that export rules had made weaker, thanks to a design called *mixture of experts*,
+# and anybody could download it. In the same January others had announced data centres for 500 billion dollars. (This is our own summary of
+# the press of those weeks, no quotation.)
 #
 # How much of that can *you* test, with a laptop and the tables that were published?
 #
-# More than you might think, and this course does it. You build the model, its kernels and a model of the machine that it ran on, and in
+# More than you might think. You build the model, its kernels and a model of the machine that it ran on, and in
 # unit 20 you come back to the story with evidence of your own. Some of it cannot be tested: whether the rules were wise, whether
-# weights should be free, who ought to spend what. Such questions are fair, and no code answers them, so we leave them to you.
+# weights should be free, who ought to spend what. No code answers such questions, so we leave them to you.
 #
 # Two models hide behind the one name. **DeepSeek-V3** (December 2024) is the large language model whose training cost made the news.
 # **DeepSeek-R1** (January 2025) is V3 trained further, to think before it answers; it is the one that was compared with OpenAI's **o1**.
 #
-# About 30 minutes. Nothing to install, no GPU.
+# About 40 minutes with your predictions. Nothing more to install, no GPU.
 
 # %% tags=["setup"]
-import importlib.util
-import subprocess
-import sys
-
-if importlib.util.find_spec("course") is None:  # on Colab: install the course once
-    subprocess.check_call([sys.executable, "-m", "pip", "install", "-q", "moe-to-metal"])
-
-import course  # first: it decides how Triton runs before anything imports it
+try:
+    import course  # first: it decides how Triton runs before anything imports it
+except ModuleNotFoundError:  # on Colab: install the course once
+    get_ipython().run_line_magic("pip", "install -q moe-to-metal")
+    import course
 
 import math
 import matplotlib.pyplot as plt
@@ -47,17 +45,25 @@ torch.manual_seed(0)
 print("course", course.__version__, "· torch", torch.__version__.split("+")[0])
 
 # %% [markdown]
-# ## First, your own predictions
+# ## A few words first
+#
+# - A **token** is the piece of text that a model reads or writes at a time: a word, or part of one.
+# - A **parameter**, or **weight**, is a number that training may change. A *model* is its parameters and the sums that use them.
+# - **Pre-training** has a model guess the next token of very much text; **post-training** makes an assistant of the result.
+# - A **GPU** is the processor that does the sums, and a **kernel** is a program for it: one step, such as a product of matrices.
+# - A **seed** is where random numbers start. Training again with another seed gives another, slightly different model.
+#
+# ## Now, your own predictions
 #
 # A result teaches most when you expected another. So before you see any number, write down what you think: for each claim a
 # number (a wild guess is fine), and whether the claim will stand. It is not graded, and it stays on your machine.
 #
-# Seven claims, each with a question that has a number for an answer:
+# Seven claims, each with a question. The number that answers it is *related* to the claim; it is no proof, for or against.
 
 # %%
 claims = {
-    "experts": ("It is thanks to the experts.", "What share of V3's parameters does one token meet, in percent?"),
-    "open": ("Anybody can have it.", "How many H800 (a GPU with 80 GB) hold V3, at one byte a parameter?"),
+    "experts": ("It is thanks to the experts.", "What share of V3's parameters does one token use, in percent?"),
+    "open": ("Anybody can have it.", "How many H800 (a GPU sold as 80 GB) hold V3, at one byte a parameter?"),
     "training": ("Its training was cheap.", "What did the GPU time for V3 cost, in millions of dollars?"),
     "price": ("It costs a tenth.", "How many times R1's price did o1 cost, for each token it writes?"),
     "better": ("It beats OpenAI's model.", "Of ten tests, in how many did R1 score higher than o1?"),
@@ -71,8 +77,8 @@ for key, (claim, question) in claims.items():
 # Your answers go into one small file, `predictions.json` in your workspace, and unit 20 reads them from there. Where this notebook has no
 # workspace (on the web, in Colab), they last until it closes.
 #
-# The next three cells are the machinery of the form, folded away; open them if you like, and run them either way. The first reads
-# what you wrote before:
+# Run the next two cells, folded away: the first keeps what you write, the second shows the form. What you type is kept as soon as you
+# leave a field. Come back whenever you like. (If results from our own run already stand further down, do not scroll yet.)
 
 # %% jupyter={"source_hidden": true}
 import json
@@ -82,46 +88,33 @@ from course.authoring import files, places
 
 home = places.home()  # your workspace, or None
 path = home / "predictions.json" if home else None
-
-
-def read():
-    """What you wrote before. A file that is no longer JSON is put aside, not overwritten."""
-    if path is None or not path.is_file():
-        return {}
+written = {}
+if path and path.is_file():
     try:
-        return {key: dict(said) for key, said in json.loads(path.read_text("utf-8")).items()}
-    except (ValueError, TypeError, AttributeError):
+        written = {key: dict(said) for key, said in json.loads(path.read_text("utf-8")).items()}
+    except (ValueError, TypeError, AttributeError):  # no longer JSON: put aside, not overwritten
         path.rename(files.free_name(path, "unreadable-"))
-        return {}
 
 
-written = read()
-print(f"{len(claims.keys() & written.keys())} of {len(claims)} predictions written so far")
-
-
-# %% [markdown]
-# The second writes one answer down, whole or not at all. The third makes a row of the form.
-
-
-# %% jupyter={"source_hidden": true}
 def keep(key, guess="", belief=""):
-    """Write one prediction down, and say in a sentence where it went."""
+    """Write one prediction down, whole or not at all, and say in a sentence where it went."""
     text = str(guess).strip()
     if key not in claims:
         return f"there is no claim {key!r}, there is {', '.join(claims)}"
     if not re.fullmatch(r"(\d{1,15}(\.\d{1,6})?)?", text):
-        return "a number in digits, please: 90000 or 5.5"
+        return "a number in digits, please, like 1234 or 1234.5"
     written[key] = {"guess": (float(text) if "." in text else int(text)) if text else None, "belief": belief}
-    if path is None:
-        return "noted, until this notebook closes"
     try:
-        files.write(path, json.dumps(written, indent=2) + "\n")
+        if path:
+            files.write(path, json.dumps(written, indent=2) + "\n")
     except OSError as error:
         return f"noted, but not kept in the workspace: {error.strerror}"
-    return f"kept in {path.name}"
+    return f"kept in {path.name}" if path else "noted, until this notebook closes"
 
 
 # %% jupyter={"source_hidden": true}
+from IPython.display import display
+
 try:
     import ipywidgets as widgets
 except ImportError:
@@ -144,20 +137,12 @@ def row(key):
     return widgets.VBox([widgets.HTML(f"<b>{claim}</b> {question}"), widgets.HBox([guess, belief, note])])
 
 
-# %% [markdown]
-# And the form. What you type is kept as soon as you leave a field. Come back whenever you like: it shows what you wrote. (If results from
-# our own run already stand further down, do not scroll yet.)
-
-# %%
-from IPython.display import display
-
 if widgets:
     display(widgets.VBox([row(key) for key in claims]))
-print('No form here? Write a line for each claim in a cell of your own: keep("price", 27, "it holds in part")')
+print('No form? In a cell of your own, a line for each claim: keep("its key above", 1234, "code cannot tell")')
 
 # %% [markdown]
-# From here on each claim meets its first number, and `result` puts your prediction beside it. (You can go back and
-# change a prediction after you saw the number. You would know, though.)
+# From here on each claim gets its first number, and `result` puts your prediction beside it.
 
 # %%
 found = {}
@@ -167,13 +152,13 @@ def result(key, answer):
     """Show a result beside the prediction for it."""
     found[key] = answer
     guess = written.get(key, {}).get("guess")
-    print(f"{claims[key][1]}\n  here: {answer}\n  you:  {'nothing written' if guess is None else guess}")
+    print(f"{claims[key][1]}\n  here: {answer} (computed)\n  you:  {'nothing written' if guess is None else guess}")
 
 
 # %% [markdown]
 # ## What kind of number is this?
 #
-# In this course every number is one of four kinds, and the text says which.
+# In this course every result is one of four kinds, and the text says which.
 #
 # | kind | what it means | can you doubt it? |
 # |---|---|---|
@@ -184,10 +169,10 @@ def result(key, answer):
 #
 # ## What is a parameter?
 #
-# A parameter is a number that training may change. The plainest layer of a network, a *dense* layer, takes a vector and
-# multiplies it with a matrix of them.
+# The plainest layer of a network, a *dense* layer, takes a vector, multiplies it with a matrix of parameters, and adds to each number that
+# comes out one more parameter, its *bias*.
 #
-# **Predict:** a small image of 28 x 28 pixels goes in, 128 numbers come out. How many parameters is that?
+# **Predict:** a small image of 28 x 28 pixels goes in, 128 numbers come out. How many parameters is that, biases included?
 
 # %%
 layer = torch.nn.Linear(28 * 28, 128)
@@ -196,15 +181,17 @@ for name, weight in layer.named_parameters():
 print(f"together {sum(weight.numel() for weight in layer.parameters()):,} (computed)")
 
 # %% [markdown]
-# One number for each pair of an input and an output, and one more for each output. So a layer that is twice as wide on both sides has
-# about four times as many. **Predict:** a square layer as wide as DeepSeek-V3, 7,168 numbers in and out (quoted: V3 report, section 4.2)?
+# One number for each pair of an input and an output, and a bias for each output. So a layer that is twice as wide on both sides has
+# about four times as many. **Predict:** the matrix of a square layer as wide as DeepSeek-V3, 7,168 numbers in and out (quoted: V3 report,
+# section 4.2)?
 
 # %%
 for width in [128, 1024, 7168]:
     print(f"width {width:5,}: {width * width:12,} weights (computed)")
 
 # %% [markdown]
-# Fifty million, in one matrix. In most models every parameter takes part in every word that is read. In DeepSeek-V3, few do.
+# Fifty million, in one matrix. In a *dense model*, built of such layers alone, every matrix takes part in every token that is read. In
+# DeepSeek-V3, few do.
 #
 # ## Owning and using
 #
@@ -224,7 +211,7 @@ squares[:37] = 1
 figure, axis = plt.subplots(figsize=(7.5, 2.1))
 colours = ListedColormap(["#c6dbef", "#0072B2"])
 axis.pcolormesh(squares.view(61, 11).T, cmap=colours, edgecolors="white", linewidth=0.8)
-axis.set(title="DeepSeek-V3: a square is a billion parameters, dark is what one token meets", aspect="equal")
+axis.set(title="DeepSeek-V3: a square is a billion parameters, dark is what one token uses", aspect="equal")
 axis.invert_yaxis()
 axis.axis("off")
 plt.show()
@@ -232,24 +219,28 @@ plt.show()
 # %% [markdown]
 # *Figure: 671 squares in 61 columns; the first 37, a little more than three columns at the left edge, are dark.*
 #
-# Another token meets other dark squares. Where do the pale ones sit? The report gives the shapes: 58 layers with 256 experts, each of three
-# matrices between 7,168 and 2,048 (quoted: V3 report, section 4.2).
+# Another token uses other squares. Where do the pale ones sit? The report gives the shapes: 58 layers with 256 experts, each of three
+# matrices between 7,168 and 2,048. A token is sent to 8 of the 256, and to one *shared* expert, the same for all tokens (quoted: V3 report,
+# section 4.2).
 
 # %%
 one_expert = 3 * 7168 * 2048
-experts = 58 * 256 * one_expert
-print(
-    f"one expert: {one_expert:,} parameters; all of them: {experts / 1e9:.0f} billion, {experts / total:.0%} of the model"
-)
+experts, sent_to = 58 * 256 * one_expert, 58 * 8 * one_expert
+rest = total - experts  # shared experts, attention, the first and last layers: used by every token
+print(f"one expert: {one_expert:,} parameters (computed)")
+print(f"all of them: {experts / 1e9:.0f} billion, {experts / total:.0%} of the model (computed)")
+print(f"one token: {sent_to / 1e9:.1f} billion of those + {rest / 1e9:.1f} billion of the rest (computed)")
 
 # %% [markdown]
-# So "thanks to the experts" at least describes the model: nearly all of it is experts. Whether a token that meets 37 billion of 671 is served
-# better than by a plain model of 37 billion, for the same work, is the real claim. It needs an experiment, with several seeds, and you run
+# Together 37.5 billion, near the report's 37 (the rest holds a table of nearly a billion, of which a token needs one row).
+#
+# So "thanks to the experts" at least describes the model: nearly all of it is experts. Whether a token that uses 37 billion of 671 is served
+# better than by a dense model of 37 billion, for the same work, is the real claim. It needs an experiment, with several seeds, and you run
 # one in units 03 to 05.
 #
 # ## Having the weights
 #
-# The weights are there to download, under the MIT licence (quoted: README of DeepSeek-R1). What does it take to hold them? DeepSeek's own
+# R1's weights, as many as V3's, are there to download under the MIT licence (quoted: its README). What does it take to hold them? DeepSeek's own
 # profile of an H800 reports 84,943,110,144 bytes of memory (quoted: `profile-data`, the training trace).
 
 # %%
@@ -258,14 +249,14 @@ need = total / h800_bytes  # one byte a parameter: eight-bit numbers, unit 13
 result("open", f"{math.ceil(need)} GPUs, which are then {need / math.ceil(need):.1%} full")
 
 # %% [markdown]
-# Eight GPUs are one whole server, full to the brim before the first word is read. (If you divided by 80 billion bytes you got nine. A card "of 80 GB"
-# holds more than that name says: units are a trap that we will meet again.) Open weights are something else than a model on
-# your desk; what you *can* do with them on a laptop is in unit 07, where a small model of the same design runs on parts that you wrote.
+# Eight GPUs are one whole server, full to the brim before the first token is read. (By its label you get nine, a fair answer: the card
+# holds more than the 80 billion bytes that it is sold as.) Open weights are something else than a model
+# on your desk; in unit 07 a small model of the same design runs on your laptop, on parts that you wrote.
 #
 # ## From hours to dollars
 #
-# Now the number that made the news. The report counts GPU hours, one GPU busy for one hour, in three stages: pre-training on
-# 14.8 trillion tokens, an extension to longer texts, and post-training. It then *assumes* that an H800 rents for 2 dollars an hour (quoted:
+# Now the number that made the news. The report counts GPU hours, one GPU for one hour, in three stages: pre-training on 14.8 trillion
+# tokens, an extension to longer texts (*context*), and post-training. It then *assumes* that an H800 rents for 2 dollars an hour (quoted:
 # V3 report, Table 1).
 
 # %%
@@ -274,15 +265,21 @@ for stage, spent in hours.items():
     print(f"{stage:18} {spent:9,} hours {spent * 2:11,} dollars {spent / sum(hours.values()):6.1%}")
 all_hours = sum(hours.values())
 dollars = all_hours * 2.0
-print(f"{'together':18} {all_hours:9,} hours {dollars:11,.0f} dollars")
-result("training", f"{dollars / 1e6:.3f} million dollars (computed from quoted hours and an assumed price)")
+print(f"{'together':18} {all_hours:9,} hours {dollars:11,.0f} dollars (computed)")
+result("training", f"{dollars / 1e6:.3f} million dollars")
 
 # %% [markdown]
-# **What that leaves out.** The report says it itself, in section 1: the sum is for the final training alone. The research before it, and the
-# experiments with other designs and other data, are not in it. Nor are people, or the price of owning a cluster. And it is V3's bill: turning V3
-# into R1 came on top (294,000 dollars of GPU time, quoted second-hand from press reports on the article in *Nature*).
+# The hours are quoted, the price is assumed. **What that leaves out.** The report says it itself, in section 1: the sum is for the final
+# training alone. The research before it, and the experiments with other designs and other data, are not in it. Nor are people, or the price
+# of owning a cluster. And it is V3's bill: turning V3 into R1 came on top (294,000 dollars of GPU time, again at 2 dollars an hour; quoted
+# second-hand: techspot.com on the article in *Nature*).
 #
-# The price is a choice, too. **Predict:** by how much would the bill change if you had rented at the prices that were asked for an H100?
+# The price is a choice, too. **Predict:** how many times the bill would you pay at prices that were asked for an H100: from 1.99 to 5.00
+# dollars in May 2026, above 8 in the first half of 2023?
+
+# %%
+for asked in [1.99, 5.00, 8.00]:
+    print(f"{asked:.2f} dollars: {asked * all_hours / 1e6:4.1f} million, {asked / 2.0:.1f} times the bill (computed)")
 
 # %%
 rent = torch.linspace(1, 9, 50)
@@ -300,16 +297,18 @@ plt.show()
 # *Figure: a straight line from 2.8 million dollars at 1 dollar an hour to 25 million at 9. DeepSeek's assumption is a point low on it, at
 # 2 dollars and 5.6 million; a band marks 1.99 to 5.00 dollars, and a dashed line 8 dollars.*
 #
-# *Quoted second-hand: asking prices, mercatus-ai.com (2026) and aitechconnect (2023). They are for H100s, so they stand in for prices of H800s.*
+# *Quoted second-hand: asking prices, mercatus-ai.com (2026) and aitechconnect (2023). They are for H100s and stand in for H800s, and none
+# is from late 2024, when V3 was published.*
 #
-# The price moves the bill by a factor of four. The **hours** do not move, so they are the sturdier number. Can they be true?
+# From 2 to 8 dollars, the bill grows by a factor of four. The **hours** do not depend on a price. Can they be true?
 #
 # ## Are the hours possible?
 #
-# Here is a first test that needs no trust. Training costs about 6 operations for each active parameter and token: 2 on the way forward, 4 on the way
-# back (unit 03 counts them properly). That many operations in that many hours is a speed. If it were more than an H800 can do, the claim would be
-# false. Its peak is 990 TFLOP/s, 990 trillion operations a second, for matrix products in 16 bits (quoted second-hand: *Insights into
-# DeepSeek-V3*, ISCA 2025).
+# Here is a first test of consistency: do the published numbers fit together? Training costs about 6 operations for each active parameter
+# and token: 2 on the way forward, 4 on the way back (unit 03 counts them properly). That many operations in that many hours is a speed. If
+# it were more than an H800 can do, one of the numbers would be false. The cluster had 2,048 (quoted: V3 report, section 3.1). The peak of
+# one is 990 TFLOP/s, 990 trillion operations a second, for matrix products in 16 bits (quoted second-hand: *Insights into DeepSeek-V3*,
+# ISCA 2025).
 #
 # **Predict:** what percentage of that peak?
 
@@ -320,9 +319,10 @@ print(f"{work:.2e} operations, {speed / 1e12:.0f} TFLOP/s on each GPU, {speed / 
 print(f"{hours['pre-training'] / 2048 / 24:.0f} days of pre-training on 2,048 GPUs (computed)")
 
 # %% [markdown]
-# About a third of the peak: possible, and near what others reach (Llama 3.1: 38 to 43 percent, quoted second-hand). (V3 ran most products in 8 bits, where the peak is twice as high and
-# the share half as large. Which peak is the fair one? Units 13 and 15.) And now a number that is *measured here*: how fast
-# does your machine multiply matrices, and how long would *it* take? **Predict:** a year? A thousand?
+# About a third of the peak: possible, and near what others reach (Llama 3.1 405B in 16 bits on H100s: 38 to 43 percent, quoted second-hand:
+# aiportalx.com on Meta's paper). But V3 ran most of its products in 8 bits (quoted: V3 report, section 3.3), where the peak of this chip is
+# twice as high (quoted second-hand: NVIDIA's data sheet of the H100). Which peak is fair? Units 13 and 15. And now a number that is
+# *measured here*: how fast does your machine multiply matrices, and how long would *it* take? **Predict:** a year? A thousand?
 
 # %%
 import time
@@ -353,13 +353,14 @@ for way in r1:
 result("price", f"{o1['write'] / r1['write']:.1f} times")
 
 # %% [markdown]
-# *Quoted: R1, DeepSeek's list in early 2025, text not in its cache. Quoted second-hand: o1, OpenAI's list as repeated in its developers' forum.*
+# *Quoted: R1, DeepSeek's list in early 2025 for new text (what its servers had lately read cost less). Quoted
+# second-hand: o1, OpenAI's list as repeated in its developers' forum.*
 #
 # So by list price a tenth was too modest. But a price is not a cost, and a price for a token is not a price for an answer: a model that thinks
 # longer writes more tokens. Unit 18 builds the cost from the machine up.
 #
-# And the making? We know of no published bill for o1, so nobody outside can compute that ratio. What can be compared is a model whose makers also
-# counted hours: Meta spent 30.84 million H100 hours on Llama 3.1 405B (quoted: its model card), a dense model.
+# And the making? We know of no published bill for o1, so nobody outside can compute that ratio. What can be compared is a model whose
+# makers also counted hours: Meta spent 30.84 million H100 hours on Llama 3.1 405B (quoted: its model card), a dense model.
 
 # %%
 ratios = {
@@ -381,15 +382,16 @@ plt.show()
 # %% [markdown]
 # *Figure: three bars and a dashed line at 10. The two price ratios reach 27; the ratio of training hours reaches 11, just past the line.*
 #
-# The figure that comes out near ten is one that the story did not mean. Hold on to that: a claim can be right about a number and wrong about what
-# it is a number of.
+# The words "a tenth of the cost" do not say which is meant, and the one near ten does not speak of OpenAI's model at all. Hold on to that:
+# a claim can be right about a number and vague about what it is a number of.
 #
 # ## Better?
 #
-# DeepSeek's own README lists ten tests with a score for both R1 and o1 (version 1217). **Predict** once more: how large is the typical gap?
+# DeepSeek's own README lists ten tests with a score in percent for both R1 and o1 (version 1217). We leave an eleventh row out, the rating in
+# Codeforces (2,029 against 2,061), whose percentile is among the ten. **Predict** once more: how large is the typical gap?
 
 # %%
-scores = {  # percent: R1, o1 (quoted: README of DeepSeek-R1, evaluation table)
+scores = {  # R1, o1 (quoted: README of DeepSeek-R1, evaluation table)
     "AIME 2024": (79.8, 79.2),
     "MATH-500": (97.3, 96.4),
     "GPQA Diamond": (71.5, 75.7),
@@ -414,15 +416,18 @@ axis.grid(axis="y", visible=False)
 plt.show()
 
 # %% [markdown]
-# *Figure: ten bars, five to each side. R1's leads are small, 2.5 points at most; o1's largest is 16.9 points, on SimpleQA, a test of facts.*
+# *Figure: ten bars, five to each side. R1's leads are small, 2.5 points at most; o1's largest is 16.9 points, on SimpleQA, a test of facts.
+# Codeforces is drawn as points of percentile beside points of percent.*
 #
-# Five of ten, by the numbers of the side that built one of the two, and many gaps are about a point. AIME 2024 has 30 questions: its gap of 0.6 points
-# is a fifth of *one* question. Is such a gap real? You cannot say before you know how far two runs of the *same* model lie apart. In unit 03
-# you measure that, and from then on we call a smaller effect *not resolved*.
+# Five of ten, by the numbers of the side that built one of the two, and many gaps are about a point. AIME 2024 has 30 questions (quoted:
+# data set HuggingFaceH4/aime_2024), and 79.8 percent of 30 is 23.94; no whole number, since R1's score averages 64 tries (quoted: the
+# README). The gap of 0.6 points is a fifth of *one* question. Is such a gap real? You cannot say before you know how far two runs of the
+# *same* model lie apart. In unit 03 you measure that, and from then on we call a smaller effect *not resolved*.
 #
 # ## A weaker chip?
 #
-# The H800 is the H100 as it was allowed to be sold to China. What was taken away?
+# The H800 is the H100, altered so that export rules allowed its sale to China (quoted second-hand: Tom's Hardware, 2023). What was
+# taken away?
 
 # %%
 h100 = {"matrix products, 16 bits": 989.4, "memory bandwidth": 3.35, "links between GPUs": 900}
@@ -443,29 +448,31 @@ plt.show()
 #
 # *Quoted second-hand: H800, *Insights into DeepSeek-V3* (ISCA 2025) and DeepSeek's published profile; H100, NVIDIA's data sheets.*
 #
-# It calculates as fast, and talks less than half as fast. A mixture of experts is just what makes GPUs talk: tokens travel to wherever their experts
+# In the sums of training it calculates as fast, and it talks less than half as fast. (Sums in 64 bits were cut as well, quoted second-hand:
+# philisun.com; V3 does not need those.) A mixture of experts is just what makes GPUs talk: tokens travel to wherever their experts
 # live. So here the story becomes technical. How do you hide the talking behind the calculating? Units 13, 15 and 16.
 #
 # ## And the 500 billion?
 #
-# In January 2025 the Stargate project named that sum, over four years (quoted second-hand, from the announcement). **Look at your prediction**
-# for the number of V3s.
+# On 21 January 2025, a day after R1 came out, the Stargate project named that sum, over four years (quoted second-hand:
+# centerconsulting.com on SoftBank's press release). **Look at your prediction** for the number of V3s.
 
 # %%
 plan = 500e9
 result("stargate", f"{plan / dollars:,.0f} trainings")
 for_four_years = 2.0 * 24 * 365 * 4
 print(f"one GPU at 2 dollars an hour, for four years: {for_four_years:,.0f} dollars (computed)")
-print(f"for 500 billion: {plan / for_four_years / 1e6:.1f} million GPUs, day and night; V3 used 2,048, for two months")
+print(f"for 500 billion: {plan / for_four_years / 1e6:.1f} million GPUs, day and night (computed)")
+print(f"for V3: 2,048 GPUs, for {all_hours / 2048 / 24:.0f} days (computed)")
 
 # %% [markdown]
-# The first line is correct arithmetic, and misleads. It divides a plan for buildings, power and machines, which would serve users and train many
-# models for years, by the rent for one successful run on machines that somebody else had already paid for. It is like dividing the cost of a
-# railway by the price of a ticket. Both numbers are true, and their quotient means little.
+# The number of trainings is right arithmetic, and misleads. It divides a plan for buildings, power and machines, which would serve users
+# and train many models for years, by an assumed rent for one successful run. Who rents does not build. It is like dividing the cost of a
+# railway by the price of a ticket: both may be true, and their quotient means little.
 #
 # ## The map
 #
-# Each claim has met a first number. None is settled. This is where each of them is tested:
+# Each claim has a first number, and none is settled. Here they are tested:
 
 # %%
 tested = {
@@ -488,29 +495,37 @@ axis.invert_yaxis()
 plt.show()
 
 # %% [markdown]
-# *Figure: a grid of dots. The experts: units 3, 4, 5, 11, 12. The weights: 7. Training cost: 8, 15, 17. Price: 6, 14, 18. Scores: 3, 19. Chips: 8,
-# 13, 15, 16. The 500 billion: 17, 18. Units 1, 2, 9 and 10 are tools for all; every line ends in unit 20.*
+# *Figure: a grid of dots. The experts: units 3, 4, 5, 11, 12. The weights: 7. Training cost: 8, 15, 17. Price: 6, 14, 18. Scores: 3, 19.
+# Chips: 8, 13, 15, 16. The 500 billion: 17, 18. The rest: 1, 2, 9, 10. Every line ends in unit 20.*
 #
 # Each unit has a lesson like this one and a lab, where you write the functions yourself. A **check** runs your answer on cases, in a process of
-# its own, and says what differs; `course hint 00.1` in a terminal gives up to three hints. What has passed is kept, and later labs run on it. Exercises marked
-# *spine* are a short path through the whole course.
+# its own, and says what differs; `course hint 00.1` in a terminal gives up to three hints. What has passed is kept, and later labs run on it.
 #
-# ## What we computed
+# ## So far
 #
-# Your predictions, beside the first numbers:
+# What can be said today, beside your own number and belief. Unit 20 opens this list again.
 
 # %%
+so_far = {
+    "experts": "nearly all of V3 is experts; that they make it better is untested",
+    "open": "to download, yes; to run, it takes a server",
+    "training": "the final run took an eleventh of Llama's hours; the research is not counted",
+    "price": "by list price less than a tenth; of the cost we know nothing yet",
+    "better": "in half of ten tests, by DeepSeek's own table, and not by much",
+    "chip": "not at arithmetic; at talking to each other they are",
+    "stargate": "the quotient compares a plan for years with one rent",
+}
 for key, (claim, _) in claims.items():
     said = {"guess": None, "belief": ""} | written.get(key, {})
-    guess = "-" if said["guess"] is None else said["guess"]
-    print(f"{claim:29} you: {guess!s:8} ({said['belief'] or 'no opinion yet'})\n{'':29} here: {found[key]}")
+    guess = "no number" if said["guess"] is None else said["guess"]
+    print(f"{claim:28} you: {guess}, {said['belief'] or 'no opinion yet'} · here: {found[key]}")
+    print(f"{'':28} so far: {so_far[key]}")
 
 # %% [markdown]
-# **What surprised.** The weaker chip is not slower at arithmetic. The famous tenth is 27 by list price, and 11 against a model that nobody
-# mentioned. R1 leads in half of the tests, mostly by little. And the number that carries the story, 5.576 million dollars, is sound
-# as far as it goes: its authors say in the same report what it does not cover.
+# **What surprised.** The weaker chip is not slower at arithmetic. The famous tenth is one twenty-seventh by list price, and one eleventh by
+# hours, against another model than o1. And the number that carries the story, 5.576 million dollars, survives a first test, and its
+# authors say themselves what it leaves out.
 #
-# **What to read.** DeepSeek-V3 report (arXiv 2412.19437), section 1 and Table 1, two pages. The README of DeepSeek-R1, with the table of scores. The model
-# card of Llama 3.1, for how others count their hours.
+# **What to read.** DeepSeek-V3 report (arXiv 2412.19437), section 1 and Table 1, two pages. The README of DeepSeek-R1. The model card of Llama 3.1.
 #
 # **The lab.** `course lab 00` opens it: two functions, and your first check.

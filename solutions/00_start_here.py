@@ -13,29 +13,29 @@
 # %% [markdown]
 # # Lab 00 · Start here
 #
-# Two small functions, twenty minutes: one counts parameters, the other writes a bill. You will use both sums
-# through the whole course. Just as much, this lab is where you meet the *check*, so take your time with it.
+# Two small functions, about 25 minutes: one counts parameters, the other writes a bill. You will meet both functions again
+# in later units. Just as much, this lab shows you the *check*, so take your time with it.
 #
 # How a lab works:
 #
 # - Every exercise has a text, an **answer cell** and a **check cell**. In the answer cell, replace the two lines
 #   `# YOUR CODE HERE` and `raise NotImplementedError`. Run it (Shift+Enter), then run the check below it.
-# - Check as often as you like. Nothing counts against you: a wrong answer costs nothing, and a right one stays right.
+# - Check as often as you like: a wrong answer costs nothing. An answer that has passed is kept, and later labs go on with it,
+#   even if you change the cell afterwards and the check fails again.
 # - **An answer cell stands alone.** The check copies that one cell, adds the imports of the set-up cell, and runs it in a
 #   process of its own. Helper functions belong in the same cell, and what you defined elsewhere is not seen.
 # - Stuck? `course hint 00.1` in a terminal gives a nudge, then a bigger one, then nearly the answer. Hints cost nothing.
+# - The line above an answer cell tells its difficulty, minutes and **points**. Points matter only in a class, where a grade adds them up.
+#   **Spine** marks the exercises of the short path: do just those, and you have been through the whole course once.
 #
 # First run the set-up cell.
 
 # %% tags=["setup"]
-import importlib.util
-import subprocess
-import sys
-
-if importlib.util.find_spec("course") is None:  # on Colab: install the course once
-    subprocess.check_call([sys.executable, "-m", "pip", "install", "-q", "moe-to-metal"])
-
-from course import check, mine
+try:
+    from course import check, mine
+except ModuleNotFoundError:  # on Colab: install the course once
+    get_ipython().run_line_magic("pip", "install -q moe-to-metal")
+    from course import check, mine
 
 import math
 import numpy as np
@@ -59,7 +59,7 @@ from torch import Tensor
 # |---|---|
 # | `widths` | a list of ints, at least one: the size of the input, then of the output of each layer |
 # | `bias` | bool: whether the layers have biases (all of them or none) |
-# | returns | an int |
+# | returns | an int: a count is a whole number, 8 and not 8.0 |
 #
 # For example, `count_dense([3, 2], bias=True)` is 8. And a list with a single width? That is data and no layer: 0.
 #
@@ -108,11 +108,11 @@ check("00.1", count_dense)
 # | `price` | float, dollars for one GPU hour |
 # | `node` | int, GPUs in a node |
 # | returns `days` | float: how long the run takes |
-# | returns `gpu_hours` | float: how many GPU hours are paid |
-# | returns `dollars` | float |
+# | `gpu_hours` | float: how many GPU hours are paid |
+# | `dollars` | float: what they cost |
 #
-# For example, 9 GPUs in nodes of 8, each reading 1,000 tokens a second, finish 32.4 million tokens in one hour; at 2 dollars that is
-# 1/24 of a day, 16 GPU hours and 32 dollars. Do not round anything but the number of nodes.
+# Return the three as a tuple, in this order. For example, 9 GPUs in nodes of 8, each reading 1,000 tokens a second, finish 32.4 million
+# tokens in one hour; at 2 dollars that is 1/24 of a day, 16 GPU hours and 32 dollars. Do not round anything but the number of nodes.
 #
 # **Exercise 00.2** · difficulty 2 of 5 · 10 minutes · 5 points · spine
 
@@ -150,19 +150,22 @@ print(f"{by_torch:,} parameters, by both counts")
 
 # %% [markdown]
 # Then the bill. DeepSeek-V3 read 14.8 trillion tokens in 2.664 million GPU hours of pre-training (quoted: V3 report, Table 1), which makes
-# the speed of one H800. **Predict:** if that speed stays the same, what do 256 GPUs cost, and what 16,384?
+# the speed of one H800. The report's cluster had 2,048 of them (quoted: section 3.1), and an H800 rents for 2 dollars an hour by its own
+# assumption. **Predict:** if the speed of one stays the same, what do 256 GPUs cost, what 16,384, and what 2,049?
 
 # %%
 bill = mine("00.2")
 speed = 14.8e12 / (2.664e6 * 3600)
-print(f"one H800: {speed:,.0f} tokens a second")
-for gpus in [256, 2048, 16_384]:
+print(f"one H800: {speed:,.0f} tokens a second (computed)")
+for gpus in [256, 2048, 2049, 16_384]:
     days, gpu_hours, dollars = bill(14.8e12, gpus, speed, price=2.0, node=8)
     print(f"{gpus:6,} GPUs: {days:6.1f} days, {gpu_hours:,.0f} GPU hours, {dollars:,.0f} dollars")
 
 # %% [markdown]
-# The days change and the dollars do not: a GPU hour is a GPU hour. That is why reports count in them. It is also where this simple bill
-# goes wrong: with more GPUs more time goes into talking to each other, and the speed of each falls. How far it falls on an H800 is the subject of
-# units 15 to 17.
+# (All computed.) While the nodes are full, the days change and the dollars do not: a GPU hour is a GPU hour, which is why reports count
+# in them. One GPU more than 2,048 opens a node with seven idle ones, and the bill rises a little.
+#
+# It is also where this simple bill goes wrong: with more GPUs more time goes into talking to each other, and the speed of each falls. How
+# far it falls on an H800 is the subject of units 15 to 17.
 #
 # **Next:** lesson 01, where a text becomes numbers.

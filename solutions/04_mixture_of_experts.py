@@ -29,14 +29,11 @@
 # - Stuck? `course hint 04.1` in a terminal gives a nudge, then a bigger one. Hints cost nothing.
 
 # %% tags=["setup"]
-import importlib.util
-import subprocess
-import sys
-
-if importlib.util.find_spec("course") is None:  # on Colab: install the course once
-    subprocess.check_call([sys.executable, "-m", "pip", "install", "-q", "moe-to-metal"])
-
-from course import check, mine
+try:
+    from course import check, mine
+except ModuleNotFoundError:  # on Colab: install the course once
+    get_ipython().run_line_magic("pip", "install -q moe-to-metal")
+    from course import check, mine
 
 import math
 import numpy as np
@@ -410,7 +407,7 @@ for weight in weights:
     weight.requires_grad_()
 optimizer = torch.optim.Adam(weights, lr=1e-2)
 losses = []
-for step in range(150):
+for _ in range(150):
     cloud_T = torch.randint(8, (256,))
     x_TD = centres_CD[cloud_T] + torch.randn(256, 16)
     wanted_TD = torch.einsum("td,tde->te", x_TD, turns_CDD[cloud_T])

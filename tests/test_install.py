@@ -17,7 +17,17 @@ from course.authoring import places
 from course.lab import free_port
 
 ROOT = Path(__file__).parents[1]
-PARTS = ["course", "notebooks", "labs", "solutions", "pyproject.toml", "setup.py", "MANIFEST.in", "README.md"]
+PARTS = [
+    "course",
+    "notebooks",
+    "labs",
+    "solutions",
+    "benchmarks",
+    "pyproject.toml",
+    "setup.py",
+    "MANIFEST.in",
+    "README.md",
+]
 
 pytestmark = pytest.mark.slow
 

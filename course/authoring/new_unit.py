@@ -1,13 +1,16 @@
 """The files of a new unit: lesson, solution and one exercise that builds and passes, to be written over."""
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from course.authoring import files
+from course.authoring.percent import SourceError
 from course.authoring.places import is_clone, root, units
+from course.authoring.source import read_source
 
 TEMPLATES = Path(__file__).parent / "templates"
-SETUP = """\
+INSTALL = """\
 import importlib.util
 import subprocess
 import sys
@@ -15,6 +18,18 @@ import sys
 if importlib.util.find_spec("course") is None:  # on Colab: install the course once
     subprocess.check_call([sys.executable, "-m", "pip", "install", "-q", "moe-to-metal"])
 """
+LAB_SETUP = (
+    INSTALL
+    + """
+from course import check, mine
+
+import math
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+"""
+)
 
 
 class NewUnitError(Exception):
@@ -49,11 +64,22 @@ def new_unit(number: str, slug: str, title: str, at: Path | None = None) -> list
     }
     if there := [path for path in texts if path.exists()]:
         raise NewUnitError(f"{there[0].relative_to(at)} exists already.")
+    values = {"@INSTALL@": INSTALL, "@SETUP@": _setup(at), "@NN@": number, "@SLUG@": name, "@TITLE@": title.strip()}
     for path, text in texts.items():
-        for mark, value in {"@SETUP@": SETUP, "@NN@": number, "@SLUG@": name, "@TITLE@": title.strip()}.items():
+        for mark, value in values.items():
             text = text.replace(mark, value)
         files.write(path, text)
     return list(texts)
+
+
+def _setup(at: Path) -> str:
+    """The set-up cell that the labs have in common: the shortest one, or the first when there is no lab."""
+    texts = []
+    for unit in units(at):
+        with suppress(SourceError):
+            source = read_source(unit.source("solution", at), "solution")
+            texts.append(next(cell.text for cell in source.cells if "setup" in cell.tags) + "\n")
+    return min(texts, key=len, default=LAB_SETUP)
 
 
 def _template(name: str) -> str:

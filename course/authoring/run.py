@@ -44,7 +44,6 @@ def execute(notebook: Any, seconds: int = SECONDS) -> None:
             km=_this_python(folder),
             timeout=seconds,
             record_timing=False,
-            store_widget_state=False,
             shutdown_kernel="immediate",
             resources={"metadata": {"path": folder}},
         )

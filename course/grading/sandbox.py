@@ -28,7 +28,6 @@ class Limits:
     """What one worker may take; sizes in bytes. All but `case` and `processes` bind each process by itself."""
 
     case: float = 10.0  # seconds for one case of an exercise
-
     memory: int = 2 << 30  # address space beyond what the worker holds before the answer is loaded
     processes: int = 4  # processes and threads beyond the worker's own
     file: int = 16 << 20
@@ -37,10 +36,8 @@ class Limits:
 
 
 TEMPORARY, SHARED = 64 << 20, 16 << 20  # bytes of /tmp and of /dev/shm
-
-
 MEND = (
-    "Allow user namespaces: sysctl kernel.unprivileged_userns_clone=1 (Debian), "
+    "It takes bubblewrap 0.8 or newer and user namespaces: sysctl kernel.unprivileged_userns_clone=1 (Debian), "
     "kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu), or a container started with "
     "--security-opt seccomp=unconfined."
 )
@@ -111,7 +108,7 @@ def isolated(command: list[str], stage: Path) -> list[str]:
     inner += ["--dev", "/dev", "--size", str(SHARED), "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]
     for path in SYSTEM:
         inner += ["--symlink", os.readlink(path), path] if os.path.islink(path) else ["--ro-bind-try", path, path]
-    if _within(places.root(), [*map(Path, SYSTEM), *ours]):
+    if any(places.root().is_relative_to(path) for path in SYSTEM):
         inner += _emptied(places.root())
     for inside, outside in places_of.items():
         inner += ["--ro-bind", outside, inside]
@@ -136,10 +133,6 @@ def _as_nobody(places_of: dict[str, str]) -> tuple[list[str], dict[str, str]]:
 
 def _emptied(folder: Path) -> list[str]:
     return ["--size", "4096", "--tmpfs", str(folder), "--remount-ro", str(folder)]
-
-
-def _within(path: Path, folders: list[Path]) -> bool:
-    return any(path.is_relative_to(folder) for folder in folders)
 
 
 @lru_cache

@@ -121,11 +121,9 @@ class Builder(stock.InterpreterBuilder):
         return self._compute(op, other.dtype.scalar, lhs, rhs, other)
 
     def create_fma(self, x, y, z):
-        return (
-            self._compute(lambda a, b, c: a * b + c, z.dtype.scalar, x, y, z)
-            if _is_raw(z)
-            else super().create_fma(x, y, z)
-        )
+        if not _is_raw(z):
+            return super().create_fma(x, y, z)
+        return self._compute(lambda a, b, c: a * b + c, z.dtype.scalar, x, y, z)
 
     def create_dot(self, a, b, d, *_):
         if not a.dtype.is_floating() or a.dtype.is_fp64():
@@ -212,8 +210,15 @@ def installed(builder: Builder) -> Iterator[None]:
 def _call(builder: Builder, function: InterpretedFunction, args: tuple, kwargs: dict) -> Any:
     """One kernel calls another function of its language."""
     if function.fn not in builder.patches:
-        builder.patches[function.fn] = stock._patch_lang(function.fn)
+        builder.patches[function.fn] = _patch(function.fn)
     return function.rewrite()(*args, **kwargs)
+
+
+def _patch(function: Callable) -> Any:
+    """Put the interpreter's language where this function sees Triton's; what is returned restores it."""
+    scope = stock._patch_lang(function)
+    scope.set_attr(tl.tensor, "__index__", lambda self: self.handle.data.item())  # Triton 3.6's fails on numpy 2.4
+    return scope
 
 
 def _run(builder: Builder, function: InterpretedFunction, args: tuple, *, grid, warmup: bool, **kwargs) -> None:
@@ -246,7 +251,7 @@ def _execute(
     builder: Builder, kernel: Callable, memory: Memory, sizes: tuple[int, ...], values: dict[str, Any]
 ) -> None:
     outer = builder.memory, builder.patches
-    builder.memory, builder.patches = memory, {kernel: stock._patch_lang(kernel)}
+    builder.memory, builder.patches = memory, {kernel: _patch(kernel)}
     padded = sizes + (1,) * (3 - len(sizes))
     builder.set_grid_dim(*padded)
     try:
@@ -296,7 +301,11 @@ def _launch(function: InterpretedFunction, sizes, values: dict[str, Any], consta
         if name in constant or value is None or (type(value) is int and value == 1 and not fixed and not annotated):
             signature[name], constexprs[name] = "constexpr", _plain(value)
             continue
-        signature[name] = annotated or _type(value)
+        try:
+            signature[name] = annotated or _type(value)
+        except TypeError:
+            kind = type(value).__name__
+            raise KernelFault(f"{function.__name__}: {name} is a {kind}, which no kernel takes") from None
         size = value.data_ptr() if hasattr(value, "data_ptr") else value
         if isinstance(size, int) and not isinstance(size, bool) and size % 16 == 0 and not fixed:
             divisible.append(name)

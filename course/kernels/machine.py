@@ -24,7 +24,11 @@ import platformdirs
 from course.kernels import need_triton
 from course.kernels.launch import Launch
 
-SHARED = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448}  # bytes that one block may have (CUDA C++ guide, table of capabilities)
+SHARED = {
+    "sm_80": 166_912,
+    "sm_90": 232_448,
+    "sm_100": 232_448,
+}  # bytes that one block may have (CUDA C++ guide, table of capabilities)
 SECONDS = 60.0
 SELF_CONTAINED = sys.stdlib_module_names | {"triton", "torch", "numpy"}
 
@@ -56,7 +60,10 @@ def compile_for(path: str | Path, launch: Launch | dict[str, Any], arch: str = "
             return Compiled(**json.loads(kept.read_text()))
         except (ValueError, TypeError):
             pass  # damaged: made again below
-    compiled = Compiled(**_ask(path, launch, arch))
+    try:
+        compiled = Compiled(**_ask(path, launch, arch))
+    except _NoAnswer as failure:
+        return Compiled(launch["kernel"], arch, error=f"{launch['kernel']}: {failure}")
     if kept is not None:
         _keep(kept, compiled)
     return compiled
@@ -148,8 +155,20 @@ def needed(tree: ast.Module, names: list[str]) -> list[ast.stmt]:
         for statement in makers.pop(open_names.pop(), ()):
             if statement not in wanted:
                 wanted.add(statement)
-                open_names += [node.id for node in ast.walk(statement) if isinstance(node, ast.Name)]
+                open_names += _uses(statement)
     return [statement for statement in tree.body if statement in wanted]
+
+
+def _uses(statement: ast.stmt) -> set[str]:
+    """The global names that a statement reads: of a function, those that are not its own."""
+    names = [node for node in ast.walk(statement) if isinstance(node, ast.Name)]
+    if not isinstance(statement, ast.FunctionDef):
+        return {node.id for node in names}
+    outside = [*statement.decorator_list, *statement.args.defaults, *filter(None, statement.args.kw_defaults)]
+    own = {node.arg for node in ast.walk(statement) if isinstance(node, ast.arg)}
+    own |= {node.id for node in names if isinstance(node.ctx, ast.Store)}
+    around = {node.id for part in outside for node in ast.walk(part) if isinstance(node, ast.Name)}
+    return {node.id for node in names} - own | around
 
 
 def _makes(statement: ast.stmt) -> set[str]:
@@ -236,27 +255,22 @@ def _essential(printed: str, path: Path) -> str:
     return source + found[1].strip() if found else ""
 
 
+class _NoAnswer(Exception):
+    """The compiler's process ended before it said anything."""
+
+
 def _ask(path: str | Path, launch: dict[str, Any], arch: str) -> dict[str, Any]:
-    failed = {"kernel": launch["kernel"], "arch": arch}
     environment = os.environ | {"TRITON_INTERPRET": "0", "PYTHONDONTWRITEBYTECODE": "1"}
     request = json.dumps({"path": str(Path(path).absolute()), "launch": launch, "arch": arch})
+    command = [sys.executable, "-m", "course.kernels.machine"]
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "course.kernels.machine"],
-            input=request,
-            capture_output=True,
-            text=True,
-            env=environment,
-            timeout=SECONDS,
-        )
+        done = subprocess.run(command, input=request, capture_output=True, text=True, env=environment, timeout=SECONDS)
         return json.loads(done.stdout.splitlines()[-1])
     except subprocess.TimeoutExpired:
-        return failed | {"error": f"{launch['kernel']}: the compiler did not finish within {SECONDS:.0f} seconds"}
+        raise _NoAnswer(f"the compiler did not finish within {SECONDS:g} seconds") from None
     except (IndexError, ValueError):
         last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        return failed | {
-            "error": f"{launch['kernel']}: the compiler's process ended (code {done.returncode}): {last[:300]}"
-        }
+        raise _NoAnswer(f"the compiler's process ended (code {done.returncode}): {last[:300]}") from None
 
 
 def _kept(text: str, launch: dict[str, Any], arch: str) -> Path | None:

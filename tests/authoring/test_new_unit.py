@@ -3,8 +3,10 @@ import subprocess
 import sys
 
 import pytest
+from tiny_course import SETUP, write_course
 
 from course.authoring.build import build
+from course.authoring.gate import check
 from course.authoring.new_unit import NewUnitError, new_unit
 from course.authoring.places import units
 from course.authoring.source import read_source
@@ -32,16 +34,10 @@ def test_a_new_unit_has_sources_without_a_fault(clone):
     subprocess.run([sys.executable, "-m", "ruff", "format", "--check", "-q", *written[2:]], check=True)
 
 
-def test_its_set_up_is_that_of_the_units_that_stand(clone):
-    from course.authoring import places
-    from course.authoring.gate import check
-
-    old = places.units(places.PACKAGE.parent)
-    if not old:
-        pytest.skip("no unit stands yet")
-    source = old[0].source("solution", places.PACKAGE.parent)
-    (clone / "solutions" / source.name).write_bytes(source.read_bytes())
-    new_unit("77", "centred_rows", "Centred rows", clone)
+def test_its_set_up_cell_is_that_of_the_labs_that_stand(clone):
+    write_course(clone, None)
+    _, solution, *_ = new_unit("77", "centred_rows", "Centred rows", clone)
+    assert SETUP in solution.read_text()
     assert not [fault for fault in check(None, clone) if "set-up cell" in fault]
 
 

@@ -393,7 +393,10 @@ def test_the_sizes_of_a_case_are_named_by_the_letters_of_its_tensors():
         "tree": {"a": torch.ones(3)},
     }
     assert describe(inputs) == f"T=7 E=16 plain=[2, 3] k=4 eps=0.5 on=True text={'a' * 20!r}"
-    assert describe({"widths": [3, 2], "x_TD": torch.zeros(4, 8, dtype=torch.bfloat16)}) == "widths=[3, 2] T=4 D=8 bfloat16"
+    assert (
+        describe({"widths": [3, 2], "x_TD": torch.zeros(4, 8, dtype=torch.bfloat16)})
+        == "widths=[3, 2] T=4 D=8 bfloat16"
+    )
     assert describe({}) == ""
 
 

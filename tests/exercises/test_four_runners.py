@@ -1,7 +1,7 @@
 """One answer, four runners, one verdict: the check in a notebook, `course check`, the tests of the checks, and the grader.
 
-The lab of the pilots is built once with as many copies of each exercise as there are answers to try, each under a number
-of its own (99.1, 99.2, ...): so every runner starts once.
+The pilots' lab is built, and then made wide: as many copies of each exercise as there are answers to try, each under a
+number of its own (99.1, 99.2, ...). So every runner starts once.
 """
 
 import json
@@ -15,7 +15,7 @@ import pytest
 
 from course.authoring import marks, places
 from course.authoring.build import build
-from course.checking.exercise import Exercise
+from course.authoring.source import notebook, read_source
 from course.checking.launch import forked
 from course.checking.result import text
 from course.exercises import every
@@ -42,17 +42,22 @@ def _tries() -> list[Try]:
     found = []
     for name in NAMES:
         e = EVERY[name]
-        answers = [(f"right-{f.__name__}", source(e, f), "passed", None) for f in e.alternatives]
-        reference = source(e, e.reference)
-        answers.append(("reference", reference, *(("failed", None) if e.kernel else ("passed", None))))
-        answers += [(m.name, source(e, m.answer), "failed", m.name) for m in e.misconceptions]
-        answers.append(("blank", blank(e), "not done", None))
-        answers.append(("raises", blank(e).replace("Error", "Error('later')"), "failed", None))
-        found += [Try(name, f"99.{len(found) + n}", *answer) for n, answer in enumerate(answers, 1)]
+        answers = [
+            ("alternative", source(e, e.alternatives[0]), "passed", None),
+            ("reference", source(e, e.reference), "failed" if e.kernel else "passed", None),
+            *((m.name, source(e, m.answer), "failed", m.name) for m in e.misconceptions),
+            ("blank", blank(e), "not done", None),
+            ("raises", blank(e).replace("Error", "Error('later')"), "failed", None),
+        ]
+        found += [
+            Try(name, f"99.{len(found) + n}", kind, f"# exercise 99.{len(found) + n}\n{answer}", *verdict)
+            for n, (kind, answer, *verdict) in enumerate(answers, 1)
+        ]
     return found
 
 
 TRIES = _tries()
+FIRST = [next(attempt for attempt in TRIES if attempt.pilot == name) for name in NAMES]
 each_try = pytest.mark.parametrize("attempt", TRIES, ids=[f"{t.pilot}-{t.kind}" for t in TRIES])
 
 
@@ -65,30 +70,29 @@ def specification(attempt: Try) -> str:
     )
 
 
-def lab_source() -> str:
-    """The pilots' lab, with the cells of each exercise once for every answer to it."""
+def lab_source(attempts: list[Try]) -> str:
+    """The pilots' lab, with the cells of an exercise once for every attempt at it, under the attempt's number."""
     head, *parts = (PILOTS / "solutions" / f"{SLUG}.py").read_text().split("# %% [markdown]\n# ## ")
     parts = dict(zip(NAMES, parts, strict=True))
     return head + "".join(
         "# %% [markdown]\n# ## " + parts[attempt.pilot].replace(attempt.pilot, attempt.id).rstrip() + "\n\n"
-        for attempt in TRIES
+        for attempt in attempts
     )
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """The lab built into a root of its own, and a learner who has tried everything."""
+    """A course of the pilots alone, under their numbers here; and the workspace of a learner."""
     folder = tmp_path_factory.mktemp("four")
     (folder / "exercises" / "u99").mkdir(parents=True)
     for attempt in TRIES:
         name = f"n{attempt.id.replace('.', '_')}.py"
         (folder / "exercises" / "u99" / name).write_text(specification(attempt))
-    (folder / "root" / "solutions").mkdir(parents=True)
-    (folder / "root" / "solutions" / f"{SLUG}.py").write_text(lab_source())
-    (folder / "root" / "labs").mkdir()
+    for name in ("solutions", "labs", "workspace/labs"):
+        (folder / name).mkdir(parents=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COURSE_EXERCISES", str(folder / "exercises"))
-        patch.setenv("COURSE_ROOT", str(folder / "root"))
+        patch.setenv("COURSE_ROOT", str(folder))
         patch.setenv("COURSE_HOME", str(folder / "workspace"))
         every.cache_clear()
         yield folder
@@ -96,36 +100,44 @@ def world(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def built(world):
-    faults = build(places.units(), tell=lambda line: None)
-    assert faults == []
-    return world / "root"
+def built(world) -> dict[str, dict]:
+    """The pilots' solution and lab, as `course build` makes them."""
+    (world / "solutions" / f"{SLUG}.py").write_text(lab_source(FIRST))
+    assert build(places.units(), tell=lambda line: None) == []
+    return {kind: json.loads(places.unit("99").notebook(kind, world).read_text()) for kind in ("solution", "lab")}
 
 
 @pytest.fixture(scope="module")
-def learners_lab(built, world):
-    """The lab with every answer in its cell, as a learner saves it."""
-    book = json.loads((built / "labs" / f"{SLUG}.ipynb").read_text())
-    answers = {attempt.id: attempt.answer for attempt in TRIES}
-    for cell in book["cells"]:
-        role, name = marks.role_of(cell) or (None, None)
-        if role == "exercise":
-            cell["source"] = f"# exercise {name}\n{answers[name]}"
+def learners_lab(built, world) -> Path:
+    """The wide lab with every answer in its cell, as a learner saves it; its solution and lab are those of the course."""
+    (world / "solutions" / f"{SLUG}.py").write_text(lab_source(TRIES))
+    books = {kind: _wide(kind, book, world) for kind, book in built.items()}
     path = world / "workspace" / "labs" / f"{SLUG}.ipynb"
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps(book))
+    for attempt in TRIES:
+        _cell(books["lab"], "exercise", attempt.id)["source"] = attempt.answer
+    path.write_text(json.dumps(books["lab"]))
     return path
 
 
-def checks(book: dict) -> dict[str, str]:
-    """What the check cells of a notebook show, by exercise."""
-    shown = {}
-    for cell in book["cells"]:
-        role, name = marks.role_of(cell) or (None, None)
-        if role == "check":
-            (output,) = cell["outputs"]
-            shown[name] = "".join(output["data"]["text/plain"])
-    return shown
+def _wide(kind: str, built: dict, world: Path) -> dict:
+    """The notebook of the wide lab, written where a build writes it; each check shows what the built one shows."""
+    book = notebook(read_source(world / "solutions" / f"{SLUG}.py", kind), kind)
+    for attempt in TRIES:
+        first = next(one for one in FIRST if one.pilot == attempt.pilot)
+        shown = json.dumps(_cell(built, "check", first.id)["outputs"]).replace(f"{first.id} ", f"{attempt.id} ")
+        _cell(book, "check", attempt.id)["outputs"] = json.loads(shown)
+    places.unit("99").notebook(kind, world).write_text(json.dumps(book))
+    return book
+
+
+def _cell(book: dict, role: str, name: str) -> dict:
+    return next(cell for cell in book["cells"] if marks.role_of(cell) == (role, name))
+
+
+def shown_by(book: dict, name: str) -> str:
+    """What the check cell of an exercise shows."""
+    (output,) = _cell(book, "check", name)["outputs"]
+    return "".join(output["data"]["text/plain"])
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +152,7 @@ def in_a_notebook(learners_lab, world):
         patch.setenv("COURSE_VERDICTS", str(told))
         NotebookClient(book, timeout=120, resources={"metadata": {"path": str(learners_lab.parent)}}).execute()
     verdicts = {verdict["id"]: verdict for verdict in map(json.loads, told.read_text().splitlines())}
-    return checks(book), verdicts
+    return book, verdicts
 
 
 @pytest.fixture(scope="module")
@@ -167,28 +179,21 @@ def _course(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
 
 
-def test_the_lab_of_the_pilots_is_built_with_right_solutions_and_blanks(built):
-    for kind, says in (("solutions", "passed, 10 points"), ("labs", "not done yet")):
-        book = json.loads((built / kind / f"{SLUG}.ipynb").read_text())
-        assert list(checks(book)) == [attempt.id for attempt in TRIES]
-        assert all(shown.endswith(says) for shown in checks(book).values())
+def test_the_pilots_lab_is_built_with_solutions_that_pass_and_blanks_that_are_not_done(built):
+    for attempt in FIRST:
+        assert shown_by(built["solution"], attempt.id).endswith(": passed, 10 points")
+        assert shown_by(built["lab"], attempt.id).endswith(": not done yet")
+    assert "BEGIN SOLUTION" not in json.dumps(built["lab"])
 
 
 @each_try
-def test_the_gate_gives_the_verdict(world, attempt):
-    for seed in (None, 7):
-        verdict = judged(_exercise(attempt), attempt.answer, seed, start=forked)
-        assert (verdict.status, verdict.misconception) == (attempt.status, attempt.misconception)
-
-
-@each_try
-def test_the_notebook_gives_the_verdict_in_the_same_words(in_a_notebook, attempt):
-    shown, verdicts = in_a_notebook
+def test_the_gate_gives_the_verdict_and_the_notebook_the_same_in_the_same_words(in_a_notebook, attempt):
+    book, verdicts = in_a_notebook
+    gate = judged(every()[attempt.id], attempt.answer, start=forked)
+    assert (gate.status, gate.misconception) == (attempt.status, attempt.misconception)
+    assert shown_by(book, attempt.id) == text(gate)
     told = verdicts[attempt.id]
     assert (told["status"], told["misconception"]) == (attempt.status, attempt.misconception)
-    # the answer's first line is the marker comment, which the notebook's cell has and the gate's text has not
-    marked = f"# exercise {attempt.id}\n{attempt.answer}"
-    assert shown[attempt.id] == text(judged(_exercise(attempt), marked, start=forked))
 
 
 @each_try
@@ -209,7 +214,3 @@ def test_the_grader_gives_the_verdict(by_the_grader, attempt):
     assert told["extra_data"]["verdict"] == attempt.status
     assert told["extra_data"]["misconception"] == attempt.misconception
     assert told["score"] == (10 if attempt.status == "passed" else 0)
-
-
-def _exercise(attempt: Try) -> Exercise:
-    return every()[attempt.id]

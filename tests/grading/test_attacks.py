@@ -41,10 +41,10 @@ FAIL = {  # what is tried: the answer's body, and what the first failing case sa
         "RuntimeError.*can't start new thread",
     ),
     "a memory bomb in tensors": (
-        "x = []\n    while True: x.append(torch.ones(10**7))",
+        "x = []\n    while True: x.append(torch.empty(10**7))",
         "RuntimeError.*allocate memory",
     ),
-    "a memory bomb in a list": ("x = [0]\n    while True: x += x", "MemoryError"),
+    "a memory bomb in a list": ("x = []\n    while True: x.append(bytes(10**7))", "MemoryError"),
     "a memory bomb in /tmp": (
         "i = 0\n    while True:\n        i += 1; open(f'/tmp/{i}', 'wb').write(bytes(1 << 22))",
         "OSError.*No space left",
@@ -253,6 +253,5 @@ def test_a_worker_patched_from_inside_still_earns_only_what_is_right(pilots, gra
 def test_this_process_keeps_its_descriptors(graded):
     graded(HEAD + "    return None\n")
     before = len(os.listdir("/proc/self/fd"))
-    for _ in range(3):
-        graded(HEAD + "    return None\n")
-    assert len(os.listdir("/proc/self/fd")) <= before + 12
+    graded(HEAD + "    return None\n")
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -4,9 +4,11 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from course.kernels.checked import checked
+from course.kernels.checked import KernelFault, checked
 
 
 @triton.jit
@@ -198,3 +200,23 @@ def test_a_descriptor_made_larger_than_its_tensor_is_caught(in_child):
     assert in_child(lambda: read_a_made_descriptor[(1,)](x, out, 4, 8, ROWS=8, COLUMNS=8)) == "passed"
     said = in_child(lambda: read_a_made_descriptor[(1,)](x, out, 5, 8, ROWS=8, COLUMNS=8))
     assert "loads x[32], but x has 32 elements (shape [4, 8])" in said
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 7)), min_size=1, max_size=3), st.integers(-3, 60), st.data()
+)
+def test_in_bounds_are_the_elements_of_the_view_and_no_others(sizes_and_strides, offset, data):
+    sizes, strides = zip(*sizes_and_strides, strict=True)
+    view = torch.arange(200.0).as_strided(sizes, strides, data.draw(st.integers(3, 9)))
+    places = {0} if view.numel() else set()
+    for size, stride in sizes_and_strides:
+        places = {place + i * stride for place in places for i in range(size)}
+    out = torch.zeros(1)
+    with checked():
+        if offset in places:
+            read_at[(1,)](view, out, offset)
+            assert out.item() == view.storage_offset() + offset
+        else:
+            with pytest.raises(KernelFault):
+                read_at[(1,)](view, out, offset)

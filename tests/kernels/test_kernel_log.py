@@ -135,6 +135,7 @@ BAD_LAUNCHES = {
     "too high": (lambda x: copy[(1, 65536)](x, x, 4, BLOCK=4), "copy: a grid has one to three sizes"),
     "missing": (lambda x: copy[(1,)](x, x, BLOCK=4), "copy: missing a required argument: 'n'"),
     "misspelt": (lambda x: copy[(1,)](x, x, 4, BLOK=4), "copy: it has no parameter BLOK"),
+    "a list": (lambda x: copy[(1,)](x, [1], 4, BLOCK=4), "copy: out is a list, which no kernel takes"),
     "arange": (lambda x: copy[(1,)](x, x, 4, BLOCK=3), "copy, program 0: arange's range must be a power of 2"),
     "shapes": (lambda x: mismatched[(1,)](x), "mismatched, program 0: Cannot make_shape_compatible"),
     "names": (lambda x: misnamed[(1,)](x), "misnamed, program 0: AttributeError"),

@@ -18,6 +18,7 @@ import triton.language as tl
 raise_at_import = torch.zeros
 print("this must not be run")
 UNUSED = 1 / 0
+i = block = print("nor this")
 FACTOR = tl.constexpr(2.0)
 
 
@@ -138,6 +139,7 @@ def test_a_process_that_does_not_interpret_compiles_by_itself_and_without_torch(
     assert wrong["error"]
     assert not torch_there
     assert "this must not be run" not in done.stdout
+    assert "nor this" not in done.stdout
 
 
 def test_a_process_that_interprets_does_not_compile(path):
@@ -156,4 +158,4 @@ def test_a_compiler_that_does_not_finish_or_dies_gives_a_sentence(path, monkeypa
     launch = Launch("k", (1,), {"x": "*fp32"}, {})
     assert compile_for(path, launch).error == "k: the compiler's process ended (code 3): it said nothing"
     monkeypatch.setattr(machine, "SECONDS", 0.01)
-    assert compile_for(path, launch).error == "k: the compiler did not finish within 0 seconds"
+    assert compile_for(path, launch).error == "k: the compiler did not finish within 0.01 seconds"

@@ -1,11 +1,12 @@
-"""00.2: from tokens to days, GPU hours and dollars. The first case is DeepSeek-V3's pre-training (V3 report, Table 1)."""
+"""00.2: from tokens to days, GPU hours and dollars. First the lab's example, then DeepSeek-V3's pre-training."""
 
 import math
 
 from course.checking.compare import same
 from course.checking.exercise import Exercise, Misconception
 
-V3 = {  # 14.8T tokens in 2.664M GPU hours on 2,048 H800, in nodes of 8 (sections 3.1, 4.1 and Table 1)
+EXAMPLE = {"tokens": 32.4e6, "gpus": 9, "tokens_per_second": 1000.0, "price": 2.0, "node": 8}  # one hour, 16 GPUs
+V3 = {  # 14.8T tokens in 2.664M GPU hours on 2,048 H800, in nodes of 8 (V3 report, sections 3.1, 4.1 and Table 1)
     "tokens": 14.8e12,
     "gpus": 2048,
     "tokens_per_second": 14.8e12 / (2.664e6 * 3600),
@@ -13,6 +14,7 @@ V3 = {  # 14.8T tokens in 2.664M GPU hours on 2,048 H800, in nodes of 8 (section
     "node": 8,
 }
 EDGES = [
+    EXAMPLE,
     V3,
     {"tokens": 1e9, "gpus": 1, "tokens_per_second": 2500.0, "price": 3.5, "node": 8},
     {"tokens": 1e9, "gpus": 9, "tokens_per_second": 2500.0, "price": 3.5, "node": 8},
@@ -93,6 +95,59 @@ def price_of_a_node(tokens, gpus, tokens_per_second, price, node):
     return hours / 24, hours * nodes * node, hours * nodes * price
 
 
+def nodes_for_gpus(tokens, gpus, tokens_per_second, price, node):
+    hours = tokens / (gpus * tokens_per_second) / 3600
+    gpu_hours = hours * math.ceil(gpus / node)
+    return hours / 24, gpu_hours, gpu_hours * price
+
+
+def hours_for_days(tokens, gpus, tokens_per_second, price, node):
+    hours = tokens / (gpus * tokens_per_second) / 3600
+    gpu_hours = hours * math.ceil(gpus / node) * node
+    return hours, gpu_hours, gpu_hours * price
+
+
+def hours_rounded_up(tokens, gpus, tokens_per_second, price, node):
+    hours = math.ceil(tokens / (gpus * tokens_per_second) / 3600)
+    gpu_hours = float(hours * math.ceil(gpus / node) * node)
+    return hours / 24, gpu_hours, gpu_hours * price
+
+
+def idle_gpus_for_free(tokens, gpus, tokens_per_second, price, node):
+    hours = tokens / (gpus * tokens_per_second) / 3600
+    return hours / 24, hours * math.ceil(gpus / node) * node, hours * gpus * price
+
+
+def price_of_a_day(tokens, gpus, tokens_per_second, price, node):
+    days = tokens / (gpus * tokens_per_second) / 86_400
+    rented = math.ceil(gpus / node) * node
+    return days, days * 24 * rented, days * rented * price
+
+
+def gpu_days(tokens, gpus, tokens_per_second, price, node):
+    days = tokens / (gpus * tokens_per_second) / 86_400
+    paid = days * math.ceil(gpus / node) * node
+    return days, paid, paid * price
+
+
+def gpu_hours_first(tokens, gpus, tokens_per_second, price, node):
+    hours = tokens / (gpus * tokens_per_second) / 3600
+    gpu_hours = hours * math.ceil(gpus / node) * node
+    return gpu_hours, hours / 24, gpu_hours * price
+
+
+def dollars_before_gpu_hours(tokens, gpus, tokens_per_second, price, node):
+    hours = tokens / (gpus * tokens_per_second) / 3600
+    gpu_hours = hours * math.ceil(gpus / node) * node
+    return hours / 24, gpu_hours * price, gpu_hours
+
+
+def dollars_first(tokens, gpus, tokens_per_second, price, node):
+    hours = tokens / (gpus * tokens_per_second) / 3600
+    gpu_hours = hours * math.ceil(gpus / node) * node
+    return gpu_hours * price, gpu_hours, hours / 24
+
+
 EXERCISE = Exercise(
     id="00.2",
     unit="00",
@@ -103,7 +158,7 @@ EXERCISE = Exercise(
     difficulty=2,
     spine=True,
     inputs=inputs,
-    cases=6,
+    cases=7,
     reference=reference,
     compare=same("days", "gpu_hours", "dollars", rtol=1e-9),
     misconceptions=(
@@ -146,6 +201,51 @@ EXERCISE = Exercise(
             "price-of-a-node",
             price_of_a_node,
             "It looks like `price` paid once for a node. It is the price of one GPU hour, and a node holds `node` GPUs.",
+        ),
+        Misconception(
+            "nodes-for-gpus",
+            nodes_for_gpus,
+            "It looks like nodes counted where GPUs are meant. A node holds `node` GPUs: multiply once more.",
+        ),
+        Misconception(
+            "hours-for-days",
+            hours_for_days,
+            "It looks like hours where days are wanted. The first value is in days: divide the hours by 24.",
+        ),
+        Misconception(
+            "hours-rounded-up",
+            hours_rounded_up,
+            "It looks like hours rounded up to whole ones. Only the number of nodes is rounded; time is paid as it runs.",
+        ),
+        Misconception(
+            "idle-gpus-for-free",
+            idle_gpus_for_free,
+            "It looks like dollars for the GPUs that work alone. The GPU hours are right: multiply those with `price`.",
+        ),
+        Misconception(
+            "price-of-a-day",
+            price_of_a_day,
+            "It looks like `price` paid once a day. It is the price of one GPU hour, and a day has 24.",
+        ),
+        Misconception(
+            "gpu-days",
+            gpu_days,
+            "It looks like GPU days where GPU hours are wanted: 24 times too few, and so are the dollars.",
+        ),
+        Misconception(
+            "gpu-hours-first",
+            gpu_hours_first,
+            "It looks like the right values with days and GPU hours in each other's place. Return days, GPU hours, dollars.",
+        ),
+        Misconception(
+            "dollars-before-gpu-hours",
+            dollars_before_gpu_hours,
+            "It looks like the right values with GPU hours and dollars in each other's place. Return days, GPU hours, dollars.",
+        ),
+        Misconception(
+            "dollars-first",
+            dollars_first,
+            "It looks like the right values from the last to the first. Return days, GPU hours, dollars.",
         ),
     ),
     alternatives=(node_by_node,),

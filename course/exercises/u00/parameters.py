@@ -5,7 +5,7 @@ import torch
 from course.checking.compare import same
 from course.checking.exercise import Exercise, Misconception
 
-EDGES = [([3, 2], True), ([3, 2], False), ([7], True), ([784, 128, 10], True)]
+EDGES = [([3, 2], True), ([3, 2], False), ([7], True), ([5, 4, 3, 2], True), ([784, 128, 10], True)]
 
 
 def inputs(rng, number):
@@ -64,6 +64,23 @@ def last_layer_missed(widths, bias):
     return sum((widths[i] + bias) * widths[i + 1] for i in range(len(widths) - 2))
 
 
+def first_layer_only(widths, bias):
+    return (widths[0] + bias) * widths[1] if len(widths) > 1 else 0
+
+
+def return_in_the_loop(widths, bias):
+    for i in range(len(widths) - 1):
+        return (widths[i] + bias) * widths[i + 1]
+
+
+def every_second_pair(widths, bias):
+    return sum((widths[i] + bias) * widths[i + 1] for i in range(0, len(widths) - 1, 2))
+
+
+def layer_between_the_ends(widths, bias):
+    return (widths[0] + bias) * widths[-1] if len(widths) > 1 else 0
+
+
 EXERCISE = Exercise(
     id="00.1",
     unit="00",
@@ -74,7 +91,7 @@ EXERCISE = Exercise(
     difficulty=1,
     spine=True,
     inputs=inputs,
-    cases=6,
+    cases=7,
     reference=reference,
     compare=same("parameters"),
     misconceptions=(
@@ -112,6 +129,26 @@ EXERCISE = Exercise(
             "last-layer-missed",
             last_layer_missed,
             "It looks like a loop that ends one layer early. Four widths make three layers, and the last one counts too.",
+        ),
+        Misconception(
+            "first-layer-only",
+            first_layer_only,
+            "It looks like the first layer alone. Every two neighbours in `widths` make a layer: go through them all and add up.",
+        ),
+        Misconception(
+            "return-in-the-loop",
+            return_in_the_loop,
+            "It looks like a `return` inside the loop, which ends it after one layer. It belongs after the loop, one step to the left.",
+        ),
+        Misconception(
+            "every-second-pair",
+            every_second_pair,
+            "It looks like every second pair of widths. Layers share widths: what one gives is what the next one takes.",
+        ),
+        Misconception(
+            "layer-between-the-ends",
+            layer_between_the_ends,
+            "It looks like one layer from the first width straight to the last. Those between are layers' outputs, and count.",
         ),
     ),
     alternatives=(in_one_line, asked_of_torch),

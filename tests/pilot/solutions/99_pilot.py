@@ -17,14 +17,11 @@
 # labs 05, 07 and 10; until those stand, `test_four_runners.py` builds this one with numbers of its own.
 
 # %% tags=["setup"]
-import importlib.util
-import subprocess
-import sys
-
-if importlib.util.find_spec("course") is None:  # on Colab: install the course once
-    subprocess.check_call([sys.executable, "-m", "pip", "install", "-q", "moe-to-metal"])
-
-from course import check, mine
+try:
+    from course import check, mine
+except ModuleNotFoundError:  # on Colab: install the course once
+    get_ipython().run_line_magic("pip", "install -q moe-to-metal")
+    from course import check, mine
 
 import math
 import numpy as np
