@@ -488,14 +488,14 @@ plt.show()
 #
 # Nobody told the router what an operator is. And yet the experts are not "the Python expert" and "the prose expert" of
 # popular accounts: they divide text by the humblest properties, spaces here, punctuation there. The Mixtral report found the same at a
-# thousand times the size (section 5): no topics, but syntax.
+# size twenty thousand times larger (section 5): no topics, but syntax.
 #
 # Here is the text itself, each token coloured by its first choice in the last layer:
 
 # %%
 figure, axis = plt.subplots(figsize=(9.5, 3.6))
 palette = plt.get_cmap("Set3").colors
-row = column = 0
+column = 0
 start = document.text[: len(document.text) // 3].count("\n")
 line = 0
 for piece, expert in zip(pieces, first_choice[-1].tolist(), strict=True):
@@ -509,7 +509,7 @@ axis.set(xlim=(0, 96), ylim=(16, 0), title=f"{document.name}, line {start + 1}")
 axis.axis("off")
 for expert, colour in enumerate(palette[:8]):
     axis.plot([], [], "s", color=colour, label=f"{expert}")
-axis.legend(ncols=8, title="expert", loc="lower right", columnspacing=0.8, handletextpad=0)
+axis.legend(ncols=8, title="expert", loc="upper right", bbox_to_anchor=(1, 1.05), columnspacing=0.8, handletextpad=0)
 plt.show()
 
 # %% [markdown]

@@ -22,7 +22,7 @@ from triton.runtime.jit import KernelParam, TensorWrapper, mangle_type
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from course.kernels import low_precision as low
-from course.kernels.launch import KernelFault, Launch
+from course.kernels.launch import OPTIONS, KernelFault, Launch
 from course.kernels.memory import Memory
 
 MAX_GRID = (2**31 - 1, 65535, 65535)
@@ -309,8 +309,8 @@ def _launch(function: InterpretedFunction, sizes, values: dict[str, Any], consta
         size = value.data_ptr() if hasattr(value, "data_ptr") else value
         if isinstance(size, int) and not isinstance(size, bool) and size % 16 == 0 and not fixed:
             divisible.append(name)
-    plain_options = {key: _plain(value) for key, value in options.items()}
-    return Launch(function.__name__, sizes, signature, constexprs, tuple(divisible), plain_options)
+    kept = {key: value for key, value in options.items() if key in OPTIONS and value is not None}
+    return Launch(function.__name__, sizes, signature, constexprs, tuple(divisible), kept)
 
 
 def _type(value: Any) -> str | list:

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+OPTIONS = ("num_warps", "num_stages", "num_ctas", "maxnreg")  # of a launch, those that change the machine code
+
 
 class KernelFault(Exception):
     """A kernel did what a GPU would punish, or refuse. The message is one sentence for whoever wrote the kernel."""
@@ -32,7 +34,7 @@ class Launch:
     signature: dict[str, Any]  # argument -> "*fp32", "i32", "constexpr", ...; a tuple argument has a list
     constexprs: dict[str, Any]  # as JSON; a Triton dtype is {"dtype": "fp32"}, a kernel {"function": its name}
     divisible: tuple[str, ...] = ()  # arguments that are multiples of 16 (for pointers: of 16 bytes)
-    options: dict[str, Any] = field(default_factory=dict)  # num_warps, num_stages, ...
+    options: dict[str, int] = field(default_factory=dict)  # those of OPTIONS that were given
     loads: int = 0
     stores: int = 0
     load_bytes: int = 0
@@ -45,9 +47,29 @@ class Launch:
         return plain | {"grid": list(self.grid), "divisible": list(self.divisible)}
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Launch":
-        known = {name: value[name] for name in (f.name for f in fields(cls)) if name in value}
-        return cls(**known | {"grid": tuple(value["grid"]), "divisible": tuple(value["divisible"])})
+    def from_json(cls, value: Any) -> "Launch":
+        """The reverse of `to_json`. Raises: ValueError for anything else, which may come from an answer's process."""
+        if not (isinstance(value, dict) and value.keys() == {f.name for f in fields(cls)} - {"accesses"}):
+            raise ValueError("this is not the description of a launch")
+        launch = cls(**value | {"grid": tuple(value["grid"]), "divisible": tuple(value["divisible"])})
+        counts = (
+            launch.loads,
+            launch.stores,
+            launch.load_bytes,
+            launch.store_bytes,
+            *launch.grid,
+            *launch.options.values(),
+        )
+        if not (
+            isinstance(launch.kernel, str)
+            and launch.kernel.isidentifier()
+            and all(isinstance(kind, str | list) for kind in launch.signature.values())
+            and launch.constexprs.keys() | set(launch.divisible) <= launch.signature.keys()
+            and launch.options.keys() <= set(OPTIONS)
+            and all(isinstance(count, int) for count in counts)
+        ):
+            raise ValueError("this is not the description of a launch")
+        return launch
 
 
 def plural(count: int, thing: str) -> str:

@@ -52,8 +52,11 @@ def compile_for(path: str | Path, launch: Launch | dict[str, Any], arch: str = "
     Raises: OSError when the file cannot be read; ImportError without Triton.
     """
     need_triton()
-    launch = launch.to_json() if isinstance(launch, Launch) else launch
     text = Path(path).read_text()
+    try:
+        launch = (launch if isinstance(launch, Launch) else Launch.from_json(launch)).to_json()
+    except ValueError as error:
+        return Compiled("", arch, error=str(error))
     kept = _kept(text, launch, arch)
     if kept is not None and kept.exists():
         try:
@@ -79,7 +82,10 @@ def compile_text(text: str, launch: Launch | dict[str, Any], arch: str = "sm_90"
 
 def compile_here(path: str | Path, launch: Launch | dict[str, Any], arch: str = "sm_90") -> dict[str, Any]:
     """Compile in this process, which must not interpret kernels, without cache or protection; Compiled as a dict."""
-    launch = launch if isinstance(launch, Launch) else Launch.from_json(launch)
+    try:
+        launch = launch if isinstance(launch, Launch) else Launch.from_json(launch)
+    except ValueError as error:
+        return asdict(Compiled("", arch, error=str(error)))
     try:
         if arch not in SHARED:
             raise ValueError(f"{arch} is not one of {', '.join(SHARED)}")
@@ -115,7 +121,7 @@ def _compile(path: Path, launch: Launch, capability: int) -> dict[str, Any]:
         {(place[name],): _value(constant, module) for name, constant in launch.constexprs.items()},
         {(place[name],): [["tt.divisibility", 16]] for name in launch.divisible},
     )
-    with tempfile.TemporaryDirectory(prefix="triton-") as folder, _said() as said:
+    with tempfile.TemporaryDirectory(prefix="triton-") as folder, triton.knobs.cache.scope(), _said() as said:
         triton.knobs.cache.dir = folder
         try:
             made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch.options)

@@ -127,6 +127,17 @@ def test_a_launch_is_described_as_a_compiler_wants_it_and_survives_json():
     assert Launch.from_json(json.loads(json.dumps(launch.to_json()))) == launch
 
 
+def test_what_is_not_a_launch_is_not_taken_for_one():
+    right = Launch("k", (1,), {"x": "*fp32"}, {}).to_json()
+    wrong = [None, [], {}, right | {"extra": 1}, {k: v for k, v in right.items() if k != "grid"}]
+    for key in right:
+        wrong += [right | {key: value} for value in (None, 3.5, [None], {"y": []}, "not a name")]
+    for value in wrong:
+        with pytest.raises(ValueError, match="this is not the description of a launch"):
+            Launch.from_json(value)
+    assert Launch.from_json(right).to_json() == right
+
+
 BAD_LAUNCHES = {
     "a fraction": (lambda x: copy[(2.5,)](x, x, 4, BLOCK=4), "copy: a grid is a tuple of one to three whole numbers"),
     "no tuple": (lambda x: copy[4](x, x, 4, BLOCK=4), "copy: a grid is a tuple of one to three whole numbers"),
