@@ -36,8 +36,9 @@ def grade_command(lab: str, out: Path, files: list[Path], isolation: bool = True
         print(plain(str(error)), file=sys.stderr)
         return 2
     console.print(_table(chosen, grades))
-    console.print(Text(f"{len(grades)} graded: {out / 'gradebook.csv'}"), soft_wrap=True)
-    return 0 if all(each.complete for each in grades) else 1
+    complete = sum(each.complete for each in grades)
+    console.print(Text(f"{complete} of {len(grades)} graded: {out / 'gradebook.csv'}"), soft_wrap=True)
+    return 0 if complete == len(grades) else 1
 
 
 def _make(out: Path) -> None:

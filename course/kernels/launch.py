@@ -1,11 +1,14 @@
 """What one launch of a kernel was and did: plain data that a picture, a test or another process can read."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 OPTIONS = ("num_warps", "num_stages", "num_ctas", "maxnreg")  # of a launch, those that change the machine code
+PLAIN = {"kernel": str, "grid": list, "signature": dict, "constexprs": dict, "divisible": list, "options": dict} | (
+    dict.fromkeys(("loads", "stores", "load_bytes", "store_bytes"), int)
+)  # a launch as JSON
 
 
 class KernelFault(Exception):
@@ -49,27 +52,18 @@ class Launch:
     @classmethod
     def from_json(cls, value: Any) -> "Launch":
         """The reverse of `to_json`. Raises: ValueError for anything else, which may come from an answer's process."""
-        if not (isinstance(value, dict) and value.keys() == {f.name for f in fields(cls)} - {"accesses"}):
-            raise ValueError("this is not the description of a launch")
-        launch = cls(**value | {"grid": tuple(value["grid"]), "divisible": tuple(value["divisible"])})
-        counts = (
-            launch.loads,
-            launch.stores,
-            launch.load_bytes,
-            launch.store_bytes,
-            *launch.grid,
-            *launch.options.values(),
-        )
         if not (
-            isinstance(launch.kernel, str)
-            and launch.kernel.isidentifier()
-            and all(isinstance(kind, str | list) for kind in launch.signature.values())
-            and launch.constexprs.keys() | set(launch.divisible) <= launch.signature.keys()
-            and launch.options.keys() <= set(OPTIONS)
-            and all(isinstance(count, int) for count in counts)
+            isinstance(value, dict)
+            and value.keys() == PLAIN.keys()
+            and all(isinstance(value[name], kind) for name, kind in PLAIN.items())
+            and value["kernel"].isidentifier()
+            and all(isinstance(kind, str | list) for kind in value["signature"].values())
+            and all(isinstance(n, str) and n in value["signature"] for n in [*value["constexprs"], *value["divisible"]])
+            and value["options"].keys() <= set(OPTIONS)
+            and all(isinstance(number, int) for number in [*value["grid"], *value["options"].values()])
         ):
             raise ValueError("this is not the description of a launch")
-        return launch
+        return cls(**value | {"grid": tuple(value["grid"]), "divisible": tuple(value["divisible"])})
 
 
 def plural(count: int, thing: str) -> str:

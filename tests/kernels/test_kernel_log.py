@@ -131,7 +131,7 @@ def test_what_is_not_a_launch_is_not_taken_for_one():
     right = Launch("k", (1,), {"x": "*fp32"}, {}).to_json()
     wrong = [None, [], {}, right | {"extra": 1}, {k: v for k, v in right.items() if k != "grid"}]
     for key in right:
-        wrong += [right | {key: value} for value in (None, 3.5, [None], {"y": []}, "not a name")]
+        wrong += [right | {key: value} for value in (None, 3.5, [None], {"y": 0}, "not a name")]
     for value in wrong:
         with pytest.raises(ValueError, match="this is not the description of a launch"):
             Launch.from_json(value)
