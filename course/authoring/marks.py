@@ -12,7 +12,7 @@ BLOCK = re.compile(rf"^([ \t]*){BEGIN}[ \t]*\n(.*?)^[ \t]*{END}[ \t]*$", re.MULT
 EMPTY = re.compile(rf"^[ \t]*{BLANK[0]}\s*\n\s*{BLANK[1]}\b", re.MULTILINE)
 ROLE = re.compile(r"(exercise|check):(\d\d\.\d+)")
 MARKER = re.compile(r"^#[ \t]*exercise[ \t]+(\d\d\.\d+)\b", re.MULTILINE | re.IGNORECASE)
-CHECK = re.compile(r"""^[ \t]*check\(\s*["'](\d\d\.\d+)["']\s*,\s*(\w+)\s*,?\s*\)[ \t]*;?\s*$""", re.MULTILINE)
+CHECK = re.compile(r"""^[ \t]*check\(\s*["'](\d\d\.\d+)["']\s*,\s*(\w+)\s*,?\s*\)(?:[ \t]*;)?\s*$""", re.MULTILINE)
 CARD = re.compile(
     r"^\*\*Exercise (?P<id>\d\d\.\d+)\*\* · difficulty (?P<difficulty>[1-5]) of 5 · (?P<minutes>\d+) minutes?"
     r" · (?P<points>\d+) points?(?P<spine> · spine)?$",

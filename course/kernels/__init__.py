@@ -12,9 +12,11 @@ _LAZY = {
     "KernelFault": "launch",
     "Launch": "launch",
     "Compiled": "machine",
+    "compile_all": "machine",
     "compile_for": "machine",
     "compile_here": "machine",
     "compile_text": "machine",
+    "compile_texts": "machine",
 }
 
 

@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -51,33 +52,47 @@ def compile_for(path: str | Path, launch: Launch | dict[str, Any], arch: str = "
     Nothing is raised for what the file holds: a kernel that the chip would refuse has its reason in `error`.
     Raises: OSError when the file cannot be read; ImportError without Triton.
     """
+    return compile_all(path, [launch], arch)[0]
+
+
+def compile_all(path: str | Path, launches: Sequence[Launch | dict[str, Any]], arch: str = "sm_90") -> list[Compiled]:
+    """`compile_for` for several launches, in one process for all that are not in the cache."""
     need_triton()
     text = Path(path).read_text()
-    try:
-        launch = (launch if isinstance(launch, Launch) else Launch.from_json(launch)).to_json()
-    except ValueError as error:
-        return Compiled("", arch, error=str(error))
-    kept = _kept(text, launch, arch)
-    if kept is not None and kept.exists():
+    found: dict[int, Compiled] = {}
+    asked: dict[int, dict[str, Any]] = {}
+    for number, launch in enumerate(launches):
         try:
-            return Compiled(**json.loads(kept.read_text()))
-        except (ValueError, TypeError):
-            pass  # damaged: made again below
+            plain = (launch if isinstance(launch, Launch) else Launch.from_json(launch)).to_json()
+        except ValueError as error:
+            found[number] = Compiled("", arch, error=str(error))
+            continue
+        if kept := _kept(_place(text, plain, arch)):
+            found[number] = kept
+        else:
+            asked[number] = plain
     try:
-        compiled = Compiled(**_ask(path, launch, arch))
+        made = _ask(path, list(asked.values()), arch) if asked else []
+        for (number, plain), compiled in zip(asked.items(), made, strict=True):
+            found[number] = compiled
+            _keep(_place(text, plain, arch), compiled)
     except _NoAnswer as failure:
-        return Compiled(launch["kernel"], arch, error=f"{launch['kernel']}: {failure}")
-    if kept is not None:
-        _keep(kept, compiled)
-    return compiled
+        for number, plain in asked.items():
+            found[number] = Compiled(plain["kernel"], arch, error=f"{plain['kernel']}: {failure}")
+    return [found[number] for number in range(len(launches))]
 
 
 def compile_text(text: str, launch: Launch | dict[str, Any], arch: str = "sm_90") -> dict[str, Any]:
     """`compile_for` for a source that is not in a file, as a dict."""
+    return compile_texts(text, [launch], arch)[0]
+
+
+def compile_texts(text: str, launches: Sequence[Launch | dict[str, Any]], arch: str = "sm_90") -> list[dict[str, Any]]:
+    """`compile_all` for a source that is not in a file, as dicts."""
     with tempfile.TemporaryDirectory(prefix="kernel-") as folder:
         path = Path(folder) / "kernel.py"
         path.write_text(text)
-        return asdict(compile_for(path, launch, arch))
+        return [asdict(compiled) for compiled in compile_all(path, launches, arch)]
 
 
 def compile_here(path: str | Path, launch: Launch | dict[str, Any], arch: str = "sm_90") -> dict[str, Any]:
@@ -265,28 +280,28 @@ class _NoAnswer(Exception):
     """The compiler's process ended before it said anything."""
 
 
-def _ask(path: str | Path, launch: dict[str, Any], arch: str) -> dict[str, Any]:
+def _ask(path: str | Path, launches: list[dict[str, Any]], arch: str) -> list[Compiled]:
     environment = os.environ | {"TRITON_INTERPRET": "0", "PYTHONDONTWRITEBYTECODE": "1"}
-    request = json.dumps({"path": str(Path(path).absolute()), "launch": launch, "arch": arch})
+    request = json.dumps({"path": str(Path(path).absolute()), "launches": launches, "arch": arch})
     command = [sys.executable, "-m", "course.kernels.machine"]
     try:
         done = subprocess.run(command, input=request, capture_output=True, text=True, env=environment, timeout=SECONDS)
-        return json.loads(done.stdout.splitlines()[-1])
+        return [Compiled(**answer) for answer in json.loads(done.stdout.splitlines()[-1])]
     except subprocess.TimeoutExpired:
         raise _NoAnswer(f"the compiler did not finish within {SECONDS:g} seconds") from None
-    except (IndexError, ValueError):
+    except (IndexError, ValueError, TypeError):
         last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
         raise _NoAnswer(f"the compiler's process ended (code {done.returncode}): {last[:300]}") from None
 
 
-def _kept(text: str, launch: dict[str, Any], arch: str) -> Path | None:
+def _place(text: str, launch: dict[str, Any], arch: str) -> Path | None:
     """Where the result of this request is kept; None for a kernel that rests on modules of its own."""
     try:
-        tree = ast.parse(text)
+        statements = needed(ast.parse(text), [launch["kernel"]])
     except (SyntaxError, ValueError):
         return None
-    for node in (n for statement in needed(tree, [launch["kernel"]]) for n in ast.walk(statement)):
-        modules = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+    for node in (node for statement in statements for node in ast.walk(statement)):
+        modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         modules += [node.module or "."] if isinstance(node, ast.ImportFrom) else []
         if any(module.split(".")[0] not in SELF_CONTAINED for module in modules):
             return None
@@ -296,20 +311,29 @@ def _kept(text: str, launch: dict[str, Any], arch: str) -> Path | None:
     return Path(folder) / "machine" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
 
 
-def _keep(path: Path, compiled: Compiled) -> None:
+def _kept(place: Path | None) -> Compiled | None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as file:
+        return Compiled(**json.loads(place.read_text())) if place else None
+    except (OSError, ValueError, TypeError):
+        return None  # not there, or damaged: made again
+
+
+def _keep(place: Path | None, compiled: Compiled) -> None:
+    if place is None:
+        return
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=place.parent, suffix=".part", delete=False) as file:
             json.dump(asdict(compiled), file)
-        os.replace(file.name, path)
+        os.replace(file.name, place)
     except OSError:
         pass  # a cache that cannot be written only costs time
 
 
 def main() -> None:
     request = json.load(sys.stdin)
-    answer = compile_here(request["path"], request["launch"], request["arch"])
-    print(json.dumps(answer), flush=True)
+    answers = [compile_here(request["path"], launch, request["arch"]) for launch in request["launches"]]
+    print(json.dumps(answers), flush=True)
 
 
 if __name__ == "__main__":

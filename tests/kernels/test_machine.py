@@ -8,7 +8,7 @@ import pytest
 
 from course.kernels import machine
 from course.kernels.launch import Launch
-from course.kernels.machine import Compiled, compile_for, compile_here, compile_text
+from course.kernels.machine import Compiled, compile_all, compile_for, compile_here, compile_text
 
 SOURCE = """
 import torch
@@ -107,6 +107,22 @@ def test_a_product_with_a_short_inner_side_is_refused_with_its_line(path):
 
 def test_a_text_and_a_file_give_the_same(path):
     assert Compiled(**compile_text(SOURCE, scale())) == compile_for(path, scale())
+
+
+def test_several_launches_share_one_process_and_only_what_is_new_is_compiled(path, monkeypatch):
+    asked = []
+    run = subprocess.run
+
+    def counted(command, **options):
+        asked.append(len(json.loads(options["input"])["launches"]))
+        return run(command, **options)
+
+    monkeypatch.setattr(machine.subprocess, "run", counted)
+    first = compile_all(path, [scale(256), {"kernel": "scale"}, scale(3)])
+    assert [c.error for c in first][:2] == [None, "this is not the description of a launch"]
+    assert "power of 2" in first[2].error
+    assert compile_all(path, [scale(3), scale(512), scale(256)])[::2] == [first[2], first[0]]
+    assert asked == [2, 1]
 
 
 IN_PROCESS = """
