@@ -32,11 +32,13 @@ ENGINE = ("course", "course.checking", "course.checking.wire", "course.checking.
 KERNEL_ENGINE = (  # there for one that launches kernels
     "course.kernels",
     "course.kernels.checked",
+    "course.kernels.compiler",
     "course.kernels.interpreter",
     "course.kernels.launch",
     "course.kernels.low_precision",
     "course.kernels.machine",
     "course.kernels.memory",
+    "course.kernels.operations",
 )
 SAID = 600  # characters of an error message that are passed on
 

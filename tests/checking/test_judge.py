@@ -152,9 +152,12 @@ HANGS = {
 }
 
 
-@pytest.mark.parametrize("start", [forked, fresh])
-@pytest.mark.parametrize(("lines", "says"), ENDS.values(), ids=ENDS.keys())
-def test_an_answer_that_ends_its_process_costs_the_judge_nothing(start, lines, says):
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [*((forked, end) for end in ENDS), (fresh, "leaves"), (fresh, "segfault"), (fresh, "closes-its-pipes")],
+)
+def test_an_answer_that_ends_its_process_costs_the_judge_nothing(start, end):
+    lines, says = ENDS[end]
     verdict = verdict_on(answer(*lines), start=start)
     assert first_failure(verdict).startswith(says)
     assert len(verdict.cases) == 1
