@@ -1,6 +1,7 @@
 """What holds for every test: kernels are interpreted, nothing is fetched, and no progress is recorded in a real workspace."""
 
 import os
+import signal
 import tempfile
 
 import pytest
@@ -10,6 +11,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.pop("COURSE_ROOT", None)
 
 import course  # noqa: F401  (sets TRITON_INTERPRET before anything imports triton)
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job: the tests' commands must hear Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _HOME = tempfile.TemporaryDirectory(prefix="course-test-")
 os.environ["COURSE_HOME"] = _HOME.name
