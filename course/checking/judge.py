@@ -259,9 +259,9 @@ def _machine(exercise: Exercise, source: str, launches: list, compile: Compile) 
 
 
 def _compile(text: str, launches: list) -> list[dict[str, Any]]:
-    from course.kernels.machine import compile_text
+    from course.kernels.machine import compile_texts
 
-    return [compile_text(text, launch) for launch in launches]
+    return compile_texts(text, launches)
 
 
 def describe(inputs: Inputs) -> str:
