@@ -136,6 +136,19 @@ def generate(
 
 
 @app.command()
+def size(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="A preset, such as llama-3.1-405b; all by default.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="An object, or a list of them.")] = False,
+):
+    """Count a model: parameters, cache, FLOPs."""
+    from course.model.size import size_command
+
+    size_command(name, as_json)
+
+
+@app.command()
 def grade(
     files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Notebooks, or folders and archives of them.")],
     lab: Annotated[str, typer.Option(metavar="UNIT", help="The unit whose lab they are.")],
