@@ -61,8 +61,13 @@ class Transformer(nn.Module):
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.head = nn.Linear(config.width, config.vocab, bias=False)
         self.initialise()
-        if config.tied:
+        self.tie()
+
+    def tie(self) -> "Transformer":
+        """Let head and embedding be one matrix where the config says so."""
+        if self.config.tied:
             self.head.weight = self.embedding.weight
+        return self
 
     @torch.no_grad()
     def initialise(self):
