@@ -104,15 +104,23 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
     seed: Annotated[int, typer.Option(help="Of weights, batches and the text at the end.")] = 0,
     vocab: Annotated[int, typer.Option(help="Tokens of the tokenizer that is trained first.")] = 1024,
+    optimizer: Annotated[str, typer.Option(help="adamw, or muon for the hidden matrices.")] = "adamw",
+    precision: Annotated[str, typer.Option(help="float32, or bf16 for the products.")] = "float32",
+    sharding: Annotated[
+        str, typer.Option(help="Under torchrun: none, a copy of the model on each rank, or full, a share on each.")
+    ] = "none",
 ):
-    """Train a small model."""
+    """Train a small model; under torchrun, on several processes."""
     from course.authoring import places
     from course.training.command import train_command
 
     home = places.workspace()
     out, cache = out or home / "runs" / preset, home / ".cache"
+    how = {"optimizer": optimizer, "precision": precision, "sharding": sharding}
     try:
-        train_command(out, preset, data, steps, seconds, resume, seed, vocab, cache, sys.stderr.isatty())
+        train_command(
+            out, preset, data, steps, seconds, resume, seed, vocab, cache=cache, progress=sys.stderr.isatty(), **how
+        )
     except KeyboardInterrupt:  # it has said how to go on
         sys.exit(130)
 

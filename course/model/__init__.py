@@ -29,6 +29,7 @@ from course.model.rope import LinearScaling, Llama3Scaling, YarnScaling, apply_r
 from course.model.router import (
     Load,
     balance_loss,
+    balanced_over,
     expert_counts,
     expert_load,
     gate_probabilities,
@@ -60,6 +61,7 @@ __all__ = [
     "active_parameters",
     "apply_rope",
     "balance_loss",
+    "balanced_over",
     "capacity_mask",
     "causal_attention",
     "combine",

@@ -59,4 +59,4 @@ def combine(
     """Each token's sum of its experts' outputs, weighted. A dropped pair is no row and adds nothing."""
     T, K = weights_TK.shape
     weighted_RD = rows_RD * weights_TK.flatten().index_select(0, order_R)[:, None]
-    return rows_RD.new_zeros(T, rows_RD.shape[1]).index_add(0, order_R // K, weighted_RD)
+    return weighted_RD.new_zeros(T, rows_RD.shape[1]).index_add(0, order_R // K, weighted_RD)

@@ -73,8 +73,12 @@ def grouped_product(
     """rows[offsets[e]:offsets[e+1]] @ weight[e]^T for every expert, as one operation.
 
     `torch.nn.functional.grouped_mm` wants float32, bfloat16 or float16 and rows of a multiple of 16 bytes; for any
-    other (float64 in tests, odd widths) the same product is written out, expert by expert.
+    other (float64 in tests, odd widths) the same product is written out, expert by expert. Autocast does not know
+    grouped_mm, so its dtype is taken here.
     """
+    if torch.is_autocast_enabled(rows_RM.device.type):
+        dtype = torch.get_autocast_dtype(rows_RM.device.type)
+        rows_RM, weight_ENM = rows_RM.to(dtype), weight_ENM.to(dtype)
     aligned = all(width * rows_RM.element_size() % 16 == 0 for width in weight_ENM.shape[1:])
     if aligned and rows_RM.dtype != torch.float64:
         y_RN = F.grouped_mm(rows_RM.contiguous(), weight_ENM.transpose(1, 2), offs=offsets_E1[1:].to(torch.int32))

@@ -3,6 +3,9 @@
 Shapes: T tokens, D width, E experts, K experts a token.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import torch
@@ -11,9 +14,11 @@ from torch import Tensor
 
 
 def gate_probabilities(x_TD: Float[Tensor, "T D"], gate_ED: Float[Tensor, "E D"]) -> Float[Tensor, "T E"]:
-    """softmax(x gate^T) over the experts, in float32 or better: near ties are common and rounding decides them."""
+    """softmax(x gate^T) over the experts, in float32 or better, also under autocast: near ties are common and rounding
+    decides them."""
     wide = torch.promote_types(x_TD.dtype, torch.float32)
-    return (x_TD.to(wide) @ gate_ED.to(wide).T).softmax(dim=-1)
+    with torch.autocast(x_TD.device.type, enabled=False):
+        return (x_TD.to(wide) @ gate_ED.to(wide).T).softmax(dim=-1)
 
 
 def largest_k(scores_TE: Float[Tensor, "T E"], k: int) -> Int64[Tensor, "T K"]:
@@ -52,6 +57,25 @@ def expert_counts(indices_TK: Int64[Tensor, "T K"], experts: int) -> Int64[Tenso
     return indices_TK.flatten().bincount(minlength=experts)
 
 
+_mean_over_ranks: ContextVar[Callable[[Tensor], Tensor]] = ContextVar(
+    "mean_over_ranks", default=lambda shares_E: shares_E
+)
+
+
+@contextmanager
+def balanced_over(mean: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Inside, this process holds one of several equal parts of a batch, and `balance_loss` is about the whole of it.
+
+    mean: the mean of a tensor over the processes. The shares, which are counts, become those of the whole batch; the
+    probabilities enter linearly. So the mean of the parts' losses is the whole batch's loss, and so with gradients.
+    """
+    token = _mean_over_ranks.set(mean)
+    try:
+        yield
+    finally:
+        _mean_over_ranks.reset(token)
+
+
 def balance_loss(probabilities_TE: Float[Tensor, "T E"], indices_TK: Int64[Tensor, "T K"]) -> Float[Tensor, ""]:
     """E * sum over experts of (share of tokens that chose it) * (mean probability given to it).
 
@@ -63,7 +87,7 @@ def balance_loss(probabilities_TE: Float[Tensor, "T E"], indices_TK: Int64[Tenso
     another.
     """
     T, E = probabilities_TE.shape
-    shares_E = expert_counts(indices_TK, E) / max(T, 1)
+    shares_E = _mean_over_ranks.get()(expert_counts(indices_TK, E) / max(T, 1))
     return E * (shares_E * probabilities_TE.sum(dim=0) / max(T, 1)).sum()
 
 

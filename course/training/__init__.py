@@ -5,7 +5,11 @@ bpe          byte-pair encoding, written to be read
 tokenizer    text to ids and back; the `tokenizers` library beside it
 data         a corpus as token ids, cached; batches
 schedule     warm-up and cosine
-trainer      AdamW, clipping, evaluation; settings
+settings     what decides a run
+optimizers   AdamW, Muon
+ranks        several processes: who is who, parts of a batch, sums
+sharding     the model copied to every rank, or shared among them
+trainer      a step, evaluation, the run
 checkpoint   a run on disk
 log          one row a step
 plot         losses as pictures, live in a notebook

@@ -10,6 +10,9 @@ from course.model import ModelConfig, Transformer
 from course.training import atomic
 from course.training.data import Data
 from course.training.errors import TrainingError
+from course.training.optimizers import Optimizer
+from course.training.settings import TrainSettings
+from course.training.sharding import whole
 from course.training.tokenizer import Tokenizer
 
 NAME = "checkpoint.pt"
@@ -28,7 +31,8 @@ class Checkpoint:
     rng: torch.Tensor  # state of torch's global generator
 
     @classmethod
-    def of(cls, model: Transformer, optimizer: torch.optim.Optimizer, settings: Any, data: Data, rows: list):
+    def of(cls, model: Transformer, optimizer: Optimizer, settings: TrainSettings, data: Data, rows: list):
+        """Of a sharded model all ranks must ask."""
         return cls(
             config=asdict(model.config),
             settings=asdict(settings),
@@ -36,8 +40,8 @@ class Checkpoint:
             vocab=data.vocab,
             merges=data.tokenizer.merges,
             rows=[list(row) for row in rows],
-            model=model.state_dict(),
-            optimizer=optimizer.state_dict(),
+            model=whole(model.state_dict()),
+            optimizer=whole(optimizer.state_dict()),
             rng=torch.get_rng_state(),
         )
 
@@ -51,7 +55,11 @@ class Checkpoint:
         if not file.exists():
             raise TrainingError(f"there is no checkpoint at {file}: train a model first, with course train")
         try:
-            return cls(**torch.load(file, weights_only=True))
+            checkpoint = cls(**torch.load(file, map_location="cpu", weights_only=True))
+            # what did not exist when it was written has its default
+            checkpoint.config = asdict(ModelConfig(**checkpoint.config))
+            checkpoint.settings = asdict(TrainSettings(**checkpoint.settings))
+            return checkpoint
         except Exception as error:
             raise TrainingError(f"{file} is not a checkpoint of this course, or it is damaged") from error
 

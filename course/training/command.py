@@ -9,16 +9,20 @@ import torch
 from tqdm.auto import tqdm
 
 from course.model import ModelConfig, Routing, active_parameters, total_parameters
+from course.training import ranks
 from course.training.checkpoint import NAME, Checkpoint
 from course.training.data import Data, load
 from course.training.errors import TrainingError
-from course.training.generation import write
+from course.training.generation import generate_command
 from course.training.log import Row
-from course.training.trainer import TrainSettings, evaluate, train
+from course.training.settings import TrainSettings, require_choice
+from course.training.sharding import SHARDINGS
+from course.training.trainer import evaluate, train
 
 SOURCES = ("code", "prose")
 
 
+@ranks.joined()
 def train_command(
     out: Path,
     preset: str = "tiny-moe",
@@ -28,14 +32,20 @@ def train_command(
     resume: bool = False,
     seed: int = 0,
     vocab: int = 1024,
+    optimizer: str = "adamw",
+    precision: str = "float32",
+    sharding: str = "none",
     cache: Path | None = None,
     progress: bool = False,
     say: Callable[[str], None] = tqdm.write,
 ) -> float:
     """Train a preset, telling how it goes, and end with the validation loss and some text.
 
+    Where torchrun started several of this process, they train one model, and the first of them speaks.
+
     out: folder of the run. data: "code" or "prose", the embedded corpus, or the path of a file or folder.
-    resume: go on from the checkpoint in `out`; preset, steps, seed and vocab are then the checkpoint's.
+    resume: go on from the checkpoint in `out`; preset, steps, seed, vocab, optimizer and precision are then the
+    checkpoint's. sharding: "none" or "full", how several ranks hold the model.
     Returns: the validation loss in nats a token. Raises: TrainingError; KeyboardInterrupt after Ctrl-C, with a
     checkpoint written and a line on how to go on.
     """
@@ -43,17 +53,20 @@ def train_command(
         raise TrainingError(f"{steps} steps train nothing: ask for at least 1")
     if seconds is not None and seconds <= 0:
         raise TrainingError(f"{seconds} seconds train nothing: ask for more than 0")
+    require_choice("sharding", sharding, SHARDINGS)
+    say = say if ranks.first() else lambda line: None
     if resume:
         checkpoint = Checkpoint.read(out)
         config, settings = ModelConfig(**checkpoint.config), TrainSettings(**checkpoint.settings)
-        text = load(_source(data), checkpoint.vocab, cache)
+        text = ranks.in_turn(lambda: load(_source(data), checkpoint.vocab, cache))
     else:
         if (out / NAME).exists():
             raise TrainingError(
                 f"{out} already holds a run: go on with --resume, or train into another folder with --out"
             )
-        config, settings = _config(preset), TrainSettings(steps=steps, seed=seed)
-        text = load(_source(data), vocab, cache)
+        config = _config(preset)
+        settings = TrainSettings(steps=steps, seed=seed, optimizer=optimizer, precision=precision)
+        text = ranks.in_turn(lambda: load(_source(data), vocab, cache))
         config = replace(config, vocab=text.tokenizer.vocab)
     say(_introduction(config, settings, text))
 
@@ -62,7 +75,7 @@ def train_command(
             say(_line(row))
 
     try:
-        model, rows = train(config, text, settings, out, resume, seconds, report, progress)
+        model, rows = train(config, text, settings, out, resume, seconds, report, progress, sharding)
     except KeyboardInterrupt:
         say(f"Stopped. The checkpoint is in {out}; the same command with --resume goes on from it.")
         raise
@@ -75,8 +88,9 @@ def train_command(
         f"Validation loss {validation:.3f} nats a token (an even guess: {math.log(config.vocab):.3f}), "
         f"{text.bits_per_byte(validation):.2f} bits a byte."
     )
-    say("The model writes:\n")
-    say(write(model.eval(), text.tokenizer, "", tokens=200, temperature=0.8, top_p=0.95, seed=seed))
+    if ranks.first():
+        say("The model writes:\n")
+        say(generate_command(out, seed=seed))
     return validation
 
 
@@ -96,7 +110,7 @@ def _introduction(config: ModelConfig, settings: TrainSettings, text: Data) -> s
     return (
         f"{total_parameters(config):,} parameters, {active_parameters(config):,} of them active a token ({experts}); "
         f"{len(text.train):,} tokens of text, {settings.steps * settings.batch * config.context:,} to train on; "
-        f"{torch.get_num_threads()} threads"
+        f"{torch.get_num_threads()} threads" + (f" on each of {ranks.count()} ranks" if ranks.count() > 1 else "")
     )
 
 

@@ -1,40 +1,36 @@
-"""Train a model: AdamW, a schedule, gradient clipping, evaluation, checkpoints, a log.
+"""Train a model: a schedule, gradient clipping, evaluation, checkpoints, a log.
 
 A run is a function of its config, settings and data. Killed at any moment it loses the steps since the last
-checkpoint, and resumed it gives the losses of an unbroken run, bit for bit on the same machine.
+checkpoint, and resumed it gives the losses of an unbroken run, bit for bit on the same machine's CPU.
+
+How many ranks train it (`course.training.ranks`) changes no more than rounding: each takes its part of every batch,
+and losses, gradients and loads are those of the whole batch. A capacity factor is the exception: it limits what an
+expert takes of one rank's part, so that which pairs are dropped depends on the cut.
 """
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from course.model import ModelConfig, Routing, Transformer, expert_load
+from course.model import Loss, ModelConfig, Routing, Transformer, balanced_over, expert_counts
+from course.training import ranks
 from course.training.checkpoint import Checkpoint
 from course.training.data import Data, require_length, training_batch, validation_batches
 from course.training.errors import TrainingError
 from course.training.interrupt import deferred
 from course.training.log import Row, open_log
+from course.training.optimizers import Optimizer, adamw, optimizer_of
 from course.training.schedule import learning_rate
+from course.training.settings import TrainSettings
+from course.training.sharding import load, spread, whole
 
-
-@dataclass(frozen=True)
-class TrainSettings:
-    steps: int = 500
-    batch: int = 8  # sequences a step, each as long as the config's context
-    learning_rate: float = 3e-3  # at the end of the warm-up
-    warmup: int = 50  # steps
-    final: float = 0.1  # the last step's learning rate, as a fraction of the peak
-    weight_decay: float = 0.1  # of matrices; norms have none
-    clip: float = 1.0  # the largest norm of the gradient of all parameters together
-    seed: int = 0  # decides the initial weights and the order of the data
-    evaluate_every: int = 50  # steps
-    evaluation_sequences: int = 64
-    checkpoint_every: int = 50  # steps
+__all__ = ["OnStep", "Result", "TrainSettings", "adamw", "evaluate", "take_step", "train"]
 
 
 class Result(NamedTuple):
@@ -54,16 +50,20 @@ def train(
     seconds: float | None = None,
     on_step: OnStep | None = None,
     progress: bool = False,
+    sharding: str = "none",
 ) -> Result:
     """Train from scratch, or with `resume` from the checkpoint in `out`, until the last step or for `seconds`.
 
     config: its vocab must be the tokenizer's, `replace(config, vocab=data.tokenizer.vocab)`.
     out: folder for checkpoint.pt and log.csv; None keeps nothing.
-    on_step: called after every step with its row and its routings, one a mixture layer.
+    on_step: called after every step, on every rank, with its row and the routings of the rank's own tokens, one a
+    mixture layer.
+    sharding: whether each of several ranks holds a copy of the model ("none") or a share of it ("full").
     Raises: TrainingError when data, config and checkpoint do not go together; KeyboardInterrupt on Ctrl-C, after the
     step in hand was finished and a checkpoint written.
     """
     assert out or not resume, "to resume, name the folder that holds the checkpoint"
+    ranks.require_even(settings.batch)
     checkpoint = Checkpoint.read(out) if resume else None
     if checkpoint:
         checkpoint.require(data=data.key, config=asdict(config), settings=asdict(settings))
@@ -72,85 +72,112 @@ def train(
     require_length(data, config.context)
     torch.manual_seed(settings.seed)
     model = Transformer(config)
-    optimizer = adamw(model, settings)
     rows: list[Row] = []
     if checkpoint:
         model.load_state_dict(checkpoint.model)
-        optimizer.load_state_dict(checkpoint.optimizer)
         torch.set_rng_state(checkpoint.rng)
         rows = [Row(*row) for row in checkpoint.rows]
+    loss = spread(model.to(ranks.device()), sharding)
+    optimizer = optimizer_of(model, settings)
+    if checkpoint:
+        load(optimizer, checkpoint.optimizer)
 
     def save() -> None:
         if out:
-            Checkpoint.of(model, optimizer, settings, data, rows).write(out)
+            state = Checkpoint.of(model, optimizer, settings, data, rows)
+            if ranks.first():
+                state.write(out)
 
     started = time.perf_counter()
-    with open_log(out, rows) as log, deferred() as interrupted, _bar(settings, rows, progress) as bar:
+    shown = progress and ranks.first()
+    with (
+        open_log(out if ranks.first() else None, rows) as log,
+        deferred() as pressed,
+        tqdm(total=settings.steps, initial=len(rows), desc="training", unit="step", disable=not shown) as bar,
+    ):
         for step in range(len(rows) + 1, settings.steps + 1):
-            row, routings = take_step(model, optimizer, data, settings, step, rows[-1].seconds if rows else 0.0)
+            row, routings = take_step(model, optimizer, data, settings, step, rows[-1].seconds if rows else 0.0, loss)
             rows.append(row)
             log(row)
             bar.update()
             bar.set_postfix(loss=f"{row.loss:.3f}", refresh=False)
             if on_step:
                 on_step(row, routings)
-            stop = interrupted() or (seconds is not None and time.perf_counter() - started >= seconds)
+            interrupted = ranks.any_says(pressed())
+            stop = interrupted or ranks.any_says(seconds is not None and time.perf_counter() - started >= seconds)
             if stop or step % settings.checkpoint_every == 0 or step == settings.steps:
                 save()
-            if interrupted():
+            if interrupted:
                 raise KeyboardInterrupt(f"stopped after step {step}")
             if stop:
                 break
     return Result(model, rows)
 
 
-def adamw(model: Transformer, settings: TrainSettings) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019) with weight decay on matrices only."""
-    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.95), fused=True)
-
-
 @torch.no_grad()
 def evaluate(model: Transformer, data: Data, sequences: int = 64) -> float:
-    """Mean cross entropy in nats a token over fixed windows of the validation text."""
+    """Mean cross entropy in nats a token over fixed windows of the validation text, in float32.
+
+    Several ranks share the windows, so all of them must ask.
+    """
+    device = next(model.parameters()).device
     total, tokens = 0.0, 0
-    for inputs_BS, targets_BS in validation_batches(data, model.config.context, sequences):
-        total += model.loss(inputs_BS, targets_BS).cross_entropy.item() * targets_BS.numel()
-        tokens += targets_BS.numel()
+    for windows in validation_batches(data, model.config.context, sequences):
+        inputs_BS, targets_BS = map(ranks.part, windows)
+        counted = targets_BS.numel()
+        if not counted:  # fewer windows than ranks; a sharded model computes on all ranks or on none
+            inputs_BS, targets_BS = (window_BS[:1] for window_BS in windows)
+        total += model.loss(inputs_BS.to(device), targets_BS.to(device)).cross_entropy.item() * counted
+        tokens += counted
+    total, tokens = ranks.total(torch.tensor([total, tokens], dtype=torch.float64)).tolist()
     return total / tokens
 
 
 def take_step(
-    model: Transformer, optimizer: torch.optim.Optimizer, data: Data, settings: TrainSettings, step: int, before: float
+    model: Transformer,
+    optimizer: Optimizer,
+    data: Data,
+    settings: TrainSettings,
+    step: int,
+    before: float,
+    loss: Callable[[Tensor, Tensor], Loss] | None = None,
 ) -> tuple[Row, list[Routing]]:
-    """One training step, timed, and what it measured. `before`: seconds spent on the steps before it."""
-    s, config = settings, model.config
+    """One training step, timed, and what it measured. `before`: seconds spent on the steps before it.
+
+    loss: what `spread` returned for this model; without it, `model.loss`.
+    """
+    s, config, device = settings, model.config, next(model.parameters()).device
     started = time.perf_counter()
     rate = learning_rate(step, s.steps, s.learning_rate, s.warmup, s.final)
     for group in optimizer.param_groups:
         group["lr"] = rate
-    loss = model.loss(*training_batch(data, config.context, s.batch, s.seed, step))
-    loss.total.backward()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), s.clip)
+    windows = training_batch(data, config.context, s.batch, s.seed, step)
+    inputs_BS, targets_BS = (ranks.part(window_BS).to(device) for window_BS in windows)
+    with torch.autocast(device.type, torch.bfloat16, enabled=s.precision == "bf16"), balanced_over(ranks.mean):
+        measured = (loss or model.loss)(inputs_BS, targets_BS)
+    measured.total.backward()
+    norm = whole(torch.nn.utils.clip_grad_norm_(model.parameters(), s.clip))
     optimizer.step()
-    optimizer.zero_grad()
+    model.zero_grad()
     elapsed = time.perf_counter() - started
-    violations = [expert_load(routing.indices_TK, config.experts).max_violation for routing in loss.routings]
     measure = step % s.evaluate_every == 0 or step in (1, s.steps)
     row = Row(
         step=step,
         tokens=step * s.batch * config.context,
         seconds=before + elapsed,
-        loss=loss.cross_entropy.item(),
+        loss=ranks.mean(measured.cross_entropy).item(),
         learning_rate=rate,
         gradient_norm=norm.item(),
-        max_violation=sum(violations) / len(violations) if violations else None,
+        max_violation=_max_violation(measured.routings, config.experts),
         validation=evaluate(model, data, s.evaluation_sequences) if measure else None,
     )
-    return row, loss.routings
+    return row, measured.routings
 
 
-def _bar(settings: TrainSettings, rows: list[Row], progress: bool) -> tqdm:
-    return tqdm(total=settings.steps, initial=len(rows), desc="training", unit="step", disable=not progress)
+def _max_violation(routings: list[Routing], experts: int) -> float | None:
+    """How much more than the mean load the busiest expert has, of all ranks' tokens; the mean over the layers."""
+    if not routings:
+        return None
+    counts_LE = ranks.total(torch.stack([expert_counts(routing.indices_TK, experts) for routing in routings])).tolist()
+    violations = [max(counts_E) / (sum(counts_E) / experts) - 1 for counts_E in counts_LE]
+    return sum(violations) / len(violations)
