@@ -61,10 +61,6 @@ class MuonAndAdamW:
 Optimizer = torch.optim.Optimizer | MuonAndAdamW
 
 
-def optimizer_of(model: Transformer, settings: TrainSettings) -> Optimizer:
-    return MuonAndAdamW(model, settings) if settings.optimizer == "muon" else adamw(model, settings)
-
-
 def _adamw(parameters: Iterable[Tensor], settings: TrainSettings) -> torch.optim.AdamW:
     parameters = list(parameters)
     matrices = [parameter for parameter in parameters if parameter.ndim > 1]
@@ -85,4 +81,8 @@ def _cut(name: str, tensor: Tensor) -> list[Tensor]:
 
 def _on_every_rank(gradient: Tensor) -> Tensor:
     """Where each rank holds a share of a gradient (FSDP2), the whole of it: Muon needs a matrix in one piece."""
-    return gradient.redistribute() if hasattr(gradient, "redistribute") else gradient
+    if not hasattr(gradient, "redistribute"):
+        return gradient
+    from torch.distributed.tensor import Replicate
+
+    return gradient.redistribute(placements=[Replicate()])

@@ -31,6 +31,7 @@ def spread(model: Transformer, sharding: str) -> Callable[[Tensor, Tensor], Loss
     sharding: with "full" the parameters become shares of themselves; the optimizer is made after that.
     Raises: TrainingError when a parameter does not divide.
     """
+    assert sharding in SHARDINGS, f"sharding {sharding!r} is none of {', '.join(SHARDINGS)}"
     if ranks.count() == 1:
         return model.loss
     if sharding == "none":

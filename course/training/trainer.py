@@ -25,12 +25,10 @@ from course.training.data import Data, require_length, training_batch, validatio
 from course.training.errors import TrainingError
 from course.training.interrupt import deferred
 from course.training.log import Row, open_log
-from course.training.optimizers import Optimizer, adamw, optimizer_of
+from course.training.optimizers import MuonAndAdamW, Optimizer, adamw
 from course.training.schedule import learning_rate
 from course.training.settings import TrainSettings
 from course.training.sharding import load, spread, whole
-
-__all__ = ["OnStep", "Result", "TrainSettings", "adamw", "evaluate", "take_step", "train"]
 
 
 class Result(NamedTuple):
@@ -78,7 +76,7 @@ def train(
         torch.set_rng_state(checkpoint.rng)
         rows = [Row(*row) for row in checkpoint.rows]
     loss = spread(model.to(ranks.device()), sharding)
-    optimizer = optimizer_of(model, settings)
+    optimizer = MuonAndAdamW(model, settings) if settings.optimizer == "muon" else adamw(model, settings)
     if checkpoint:
         load(optimizer, checkpoint.optimizer)
 
@@ -104,7 +102,8 @@ def train(
             if on_step:
                 on_step(row, routings)
             interrupted = ranks.any_says(pressed())
-            stop = interrupted or ranks.any_says(seconds is not None and time.perf_counter() - started >= seconds)
+            late = seconds is not None and ranks.any_says(time.perf_counter() - started >= seconds)
+            stop = interrupted or late
             if stop or step % settings.checkpoint_every == 0 or step == settings.steps:
                 save()
             if interrupted:
