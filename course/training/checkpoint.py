@@ -2,11 +2,12 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from course.model import ModelConfig, Transformer
+from course.model.rope import RopeScaling
 from course.training import atomic
 from course.training.data import Data
 from course.training.errors import TrainingError
@@ -34,7 +35,7 @@ class Checkpoint:
     def of(cls, model: Transformer, optimizer: Optimizer, settings: TrainSettings, data: Data, rows: list):
         """Of a sharded model all ranks must ask."""
         return cls(
-            config=asdict(model.config),
+            config={**vars(model.config)},
             settings=asdict(settings),
             data=data.key,
             vocab=data.vocab,
@@ -55,9 +56,10 @@ class Checkpoint:
         if not file.exists():
             raise TrainingError(f"there is no checkpoint at {file}: train a model first, with course train")
         try:
-            checkpoint = cls(**torch.load(file, map_location="cpu", weights_only=True))
+            with torch.serialization.safe_globals([*get_args(RopeScaling)]):
+                checkpoint = cls(**torch.load(file, map_location="cpu", weights_only=True))
             # what did not exist when it was written has its default
-            checkpoint.config = asdict(ModelConfig(**checkpoint.config))
+            checkpoint.config = {**vars(ModelConfig(**checkpoint.config))}
             checkpoint.settings = asdict(TrainSettings(**checkpoint.settings))
             return checkpoint
         except Exception as error:

@@ -64,7 +64,7 @@ def train(
     ranks.require_even(settings.batch)
     checkpoint = Checkpoint.read(out) if resume else None
     if checkpoint:
-        checkpoint.require(data=data.key, config=asdict(config), settings=asdict(settings))
+        checkpoint.require(data=data.key, config=vars(config), settings=asdict(settings))
     if config.vocab != data.tokenizer.vocab:
         raise TrainingError(f"the model has a vocabulary of {config.vocab}, the text one of {data.tokenizer.vocab}")
     require_length(data, config.context)

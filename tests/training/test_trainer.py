@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from course.model import Transformer
+from course.model.rope import LinearScaling, Llama3Scaling, YarnScaling
 from course.training.checkpoint import NAME, Checkpoint
 from course.training.errors import TrainingError
 from course.training.log import read_log
@@ -163,6 +164,16 @@ def test_a_checkpoint_gives_the_model_and_its_tokenizer_back(small, sums, brief,
     model, tokenizer = Checkpoint.read(tmp_path).load()
     assert evaluate(model, sums) == evaluate(trained, sums)
     assert tokenizer.merges == sums.tokenizer.merges
+
+
+def test_a_scaled_rope_survives_a_checkpoint(small, sums, brief, tmp_path):
+    for scaling in (LinearScaling(2.0), Llama3Scaling(8.0, 1.0, 4.0, 8), YarnScaling(4.0, 8)):
+        config, out = replace(small, rope_scaling=scaling), tmp_path / type(scaling).__name__
+        trained, _ = train(config, sums, replace(brief, steps=1), out)
+        model, _ = Checkpoint.read(out).load()
+        assert model.config == config
+        assert evaluate(model, sums) == evaluate(trained, sums)
+        train(config, sums, replace(brief, steps=1), out, resume=True)
 
 
 def test_norms_are_not_decayed(small):
