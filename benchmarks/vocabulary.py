@@ -26,7 +26,7 @@ from rich.table import Table
 from course.model import ModelConfig, Transformer, total_parameters
 from course.training import data
 from course.training.checkpoint import NAME
-from course.training.trainer import TrainSettings, train
+from course.training.trainer import TrainSettings, adamw, take_step, train
 
 RULE = (
     "An arm's result is the cross entropy of the whole validation text after the last step, in bits for each byte of it, "
@@ -64,7 +64,7 @@ def nats(model: Transformer, tokens: np.ndarray, batch: int = 32) -> tuple[float
     row = torch.from_numpy(tokens.astype(np.int64))
     whole = (len(row) - 1) // context
     inputs_WS, targets_WS = (row[i : i + whole * context].view(whole, context) for i in (0, 1))
-    parts = list(zip(inputs_WS.split(batch), targets_WS.split(batch), strict=True))
+    parts = list(zip(inputs_WS.split(batch), targets_WS.split(batch), strict=True)) if whole else []
     if rest := len(row) - 1 - whole * context:
         parts.append((row[None, -1 - rest : -1], row[None, -rest:]))
     for inputs_BS, targets_BS in parts:
@@ -85,11 +85,26 @@ def run(vocab: int, seed: int, text: data.Data, megabytes: float, work: Path) ->
         "seed": seed,
         "bits_per_byte": total * NAT / bytes_of(text, text.validation[1:]),
         "nats_per_token": total / predicted,
-        "seconds": round(rows[-1].seconds, 1),
+        "seconds": round(rows[-1].seconds, 1),  # on a machine with other work; see `cost_of_a_step`
     }
     record.write(kept, result)
     print(f"{vocab:6} seed {seed}: {settings.steps} steps, {result}", flush=True)
     return result
+
+
+def cost_of_a_step(texts: dict[str, data.Data], rounds: int) -> dict[str, float]:
+    """Median seconds of a training step of each arm; the arms take turns, so that a slow moment of the machine hits all."""
+    seconds, settings = {}, TrainSettings(steps=100 * rounds, evaluate_every=100 * rounds)
+    models = {
+        arm: Transformer(replace(ModelConfig.preset("tiny-dense"), vocab=text.tokenizer.vocab))
+        for arm, text in texts.items()
+    }
+    optimizers = {arm: adamw(model, settings) for arm, model in models.items()}
+    for step in range(2, rounds + 2):
+        for arm, model in models.items():
+            row, _ = take_step(model, optimizers[arm], texts[arm], settings, step, before=0.0)
+            seconds.setdefault(arm, []).append(row.seconds)
+    return {arm: statistics.median(times) for arm, times in seconds.items()}
 
 
 def verdicts(runs: dict[str, Sequence[dict]]) -> dict[str, dict]:
@@ -105,14 +120,15 @@ def verdicts(runs: dict[str, Sequence[dict]]) -> dict[str, dict]:
     return found
 
 
-def show(runs: dict[str, Sequence[dict]], found: dict[str, dict], console: Console) -> None:
+def show(runs: dict[str, Sequence[dict]], arms: dict[str, dict], found: dict[str, dict], console: Console) -> None:
     table = Table(title="tiny-dense on the same text, mean over the seeds")
-    for name in ("vocabulary", "nats a token", "bits a byte", "lowest", "highest", "seconds"):
+    for name in ("vocabulary", "nats a token", "bits a byte", "lowest", "highest", "steps", "ms a step"):
         table.add_column(name, justify="right")
     for arm, its in runs.items():
         bits = [run["bits_per_byte"] for run in its]
         means = (statistics.mean(run["nats_per_token"] for run in its), statistics.mean(bits), min(bits), max(bits))
-        table.add_row(arm, *(f"{m:.4f}" for m in means), f"{statistics.mean(run['seconds'] for run in its):.0f}")
+        step = 1e3 * arms[arm]["seconds_of_a_step"]
+        table.add_row(arm, *(f"{m:.4f}" for m in means), str(arms[arm]["settings"]["steps"]), f"{step:.0f}")
     console.print(table)
     for pair, v in found.items():
         console.print(f"{pair}: gap {v['gap']:+.4f}, largest spread {v['largest_spread']:.4f}, better: {v['better']}")
@@ -125,12 +141,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--megabytes", type=float, default=MEGABYTES, help="of training text that every arm reads")
     parser.add_argument("--source", default="code", help='"code", "prose", or a text file or folder')
+    parser.add_argument("--rounds", type=int, default=30, help="steps of each arm to measure what one costs")
     parser.add_argument("--work", type=Path, default=Path(".cache/vocabulary"), help="where runs are kept")
     args = parser.parse_args()
     source = args.source if args.source in ("code", "prose") else Path(args.source)
-    runs, arms = {}, {}
+    runs, arms, texts = {}, {}, {}
     for vocab in args.vocabs:
-        text = data.load(source, vocab, args.work)
+        text = texts[str(vocab)] = data.load(source, vocab, args.work)
         runs[str(vocab)] = [run(vocab, seed, text, args.megabytes, args.work) for seed in args.seeds]
         settings = asdict(settings_for(text, args.megabytes, 0))
         settings.pop("seed")
@@ -140,8 +157,10 @@ def main() -> None:
             "parameters": total_parameters(config),
             "bytes_per_token": bytes_of(text, text.validation) / len(text.validation),
         }
+    for arm, seconds in cost_of_a_step(texts, args.rounds).items():
+        arms[arm]["seconds_of_a_step"] = seconds
     found = verdicts(runs)
-    show(runs, found, Console(width=110))
+    show(runs, arms, found, Console(width=110))
     if args.out:
         result = {"rule": RULE, "seeds": list(args.seeds), "megabytes": args.megabytes, "arms": arms}
         record.write(args.out, record.circumstances() | result | {"verdicts": found, "runs": runs})

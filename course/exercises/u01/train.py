@@ -51,9 +51,10 @@ def reference(pieces, size, at_least, single_digits):
             break
         best = min(allowed, key=lambda pair: (-counts[pair], pair))
         for w, word in enumerate(words):
-            words[w], changes = merge_pair(word, list(best), 256 + len(merges))
-            for left, right, change in changes:
-                counts[left, right] += change * weights[w]
+            if best[0] in word:
+                words[w], changes = merge_pair(word, list(best), 256 + len(merges))
+                for left, right, change in changes:
+                    counts[left, right] += change * weights[w]
         merges.append(list(best))
     return merges
 
