@@ -14,15 +14,15 @@
 # # Lab 01 · Tokens
 #
 # Five functions: a merge, the training that chooses merges, the encoder that replays them, the loss, and the unit in which losses can be
-# compared. Each is a little more than the lesson showed. When they are done, the last cells make a tokenizer of them for the Python on
-# your machine, hold it against the `tokenizers` library, and see what your text costs in bits.
+# compared. Each is a little more than the lesson showed. When they are done, the last cells make a tokenizer of them for the Python on your
+# machine, hold it against the `tokenizers` library, and see what your text costs in bits.
 #
 # How a lab works:
 #
-# - Replace the two lines `# YOUR CODE HERE` and `raise NotImplementedError` in an answer cell, run it, then run the check
-#   below it. You may check as often as you like.
-# - **An answer cell stands alone.** The check copies that one cell, adds the imports of the set-up cell, and runs it in a
-#   process of its own. Helper functions and further imports (`re`, `collections`, ...) belong in the same cell.
+# - Replace the two lines `# YOUR CODE HERE` and `raise NotImplementedError` in an answer cell, run it, then run the check below it. You may check
+#   as often as you like.
+# - **An answer cell stands alone.** The check copies that one cell, adds the imports of the set-up cell, and runs it in a process of its own.
+#   Helper functions and further imports (`re`, `collections`, ...) belong in the same cell.
 # - Leave the inputs as they are: an answer that changes one of its arguments in place does not pass.
 # - Stuck? `course hint 01.1` in a terminal gives a nudge, then a bigger one. Hints cost nothing.
 
@@ -42,13 +42,13 @@ from torch import Tensor
 # %% [markdown]
 # ## 01.1 · One merge, and what it changes
 #
-# A merge replaces **every** occurrence of a pair of neighbours by one new id, from left to right. After a merge the walk goes on
-# *behind* the two ids that it used up: of three equal ids the first two merge, `[5, 5, 5]` becomes `[new, 5]`.
+# A merge replaces **every** occurrence of a pair of neighbours by one new id, from left to right. After a merge the walk goes on *behind* the two
+# ids that it used up: of three equal ids the first two merge, `[5, 5, 5]` becomes `[new, 5]`.
 #
 # A trainer that counted all pairs again after each merge would spend its life counting. So a good merge also says **by how much the count of
 # every pair changed**: count after minus count before. The count of a pair is the number of places where its two ids stand side by side,
-# overlapping or not, so `[5, 5, 5]` holds the pair `(5, 5)` twice. Mind the neighbours: when `(1, 2)` merges in `[1, 2, 3]`, the pair
-# `(2, 3)` is gone as well, and a new pair `(new, 3)` has appeared.
+# overlapping or not, so `[5, 5, 5]` holds the pair `(5, 5)` twice. Mind the neighbours: when `(1, 2)` merges in `[1, 2, 3]`, the pair `(2, 3)` is
+# gone as well, and a new pair `(new, 3)` has appeared.
 #
 # | | |
 # |---|---|
@@ -58,8 +58,7 @@ from torch import Tensor
 # | returns `merged` | a list of ints |
 # | returns `changes` | a list of `[left, right, change]`, one for each pair whose count changed, sorted by `left`, then by `right`; pairs whose count stays the same are left out |
 #
-# For example, `merge_pair([1, 2, 3, 1, 2], [1, 2], 9)` returns `[9, 3, 9]` and
-# `[[1, 2, -2], [2, 3, -1], [3, 1, -1], [3, 9, 1], [9, 3, 1]]`.
+# For example, `merge_pair([1, 2, 3, 1, 2], [1, 2], 9)` returns `[9, 3, 9]` and `[[1, 2, -2], [2, 3, -1], [3, 1, -1], [3, 9, 1], [9, 3, 1]]`.
 #
 # **Exercise 01.1** · difficulty 2 of 5 · 15 minutes · 10 points
 
@@ -93,21 +92,20 @@ check("01.1", merge_pair)
 # %% [markdown]
 # ## 01.2 · Training
 #
-# Text has been cut into pieces, and the pieces have been counted: `{" return": 310, " self": 275, ...}`. A piece that occurs 310 times
-# counts its pairs 310 times, and no pair reaches from one piece into another. Start from the **bytes** of each piece, `piece.encode()`;
-# ids 0 to 255 are bytes, and the first merge makes id 256, the second 257, and so on.
+# Text has been cut into pieces, and the pieces have been counted: `{" return": 310, " self": 275, ...}`. A piece that occurs 310 times counts its
+# pairs 310 times, and no pair reaches from one piece into another. Start from the **bytes** of each piece, `piece.encode()`; ids 0 to 255 are
+# bytes, and the first merge makes id 256, the second 257, and so on.
 #
 # Again and again: count the pairs, merge the most frequent one in all pieces. Four rules:
 #
-# - **Ties.** Of equally frequent pairs, the one with the smaller left id is merged; if those are equal too, the one with the smaller
-#   right id.
+# - **Ties.** Of equally frequent pairs, the one with the smaller left id is merged; if those are equal too, the one with the smaller right id.
 # - **Room.** Stop when there are `size` ids, the 256 bytes included.
 # - **Rare pairs.** Stop when no pair that may merge occurs at least `at_least` times. A pair is not worth an id for a handful of occurrences.
 # - **Digits.** With `single_digits` set, a pair that contains a digit (byte `0` to `9`) never merges, not even with a blank or a letter. It is
 #   passed over, and the best of the other pairs is taken. Some models treat digits so, LLaMA for one; the lesson said why.
 #
-# Overlapping occurrences count, as in 01.1. When this cell is checked, `merge_pair` of 01.1 is there for you to call, in the course's own version, so
-# that one mistake costs one exercise.
+# Overlapping occurrences count, as in 01.1. When this cell is checked, `merge_pair` of 01.1 is there for you to call, in the course's own
+# version, so that one mistake costs one exercise.
 #
 # | | |
 # |---|---|
@@ -156,17 +154,17 @@ check("01.2", train_bpe)
 #
 # Now the merges are used. From a text to ids, in this order:
 #
-# 1. **Specials.** `specials` holds names such as `<end>`, each with an id of its own. Wherever a name stands in the text it becomes that one id, and the
-#    text between is encoded by itself. (No name is the beginning of another, and `specials` may be empty.)
-# 2. **Pieces.** Each text between specials is cut by the regular expression `pattern`: its matches, one after the other, are the pieces, and joined
-#    they are the text again. No merge crosses a cut.
+# 1. **Specials.** `specials` holds names such as `<end>`, each with an id of its own. Wherever a name stands in the text it becomes that one id,
+#    and the text between is encoded by itself. (No name is the beginning of another, and `specials` may be empty.)
+# 2. **Pieces.** Each text between specials is cut by the regular expression `pattern`: its matches, one after the other, are the pieces, and
+#    joined they are the text again. No merge crosses a cut.
 # 3. **Bytes.** A piece begins as its bytes in UTF-8.
 # 4. **Merges.** As long as some neighbours in the piece are a pair in `merges`, merge the pair that stands **earliest in `merges`**. The merge at
 #    place `k` of the list (from 0) makes the id 256 + k. Every pair and every token occurs once in the list.
 #
-# Along with the ids return how many **bytes of text** each stands for. A byte is 1; a merge is as long as its two parts together; a special stands for no
-# text: 0. (A token may be a part of a character, so turning it into a `str` first gives wrong answers. More than one project measured its bits
-# per byte wrong that way.)
+# Along with the ids return how many **bytes of text** each stands for. A byte is 1; a merge is as long as its two parts together; a special
+# stands for no text: 0. (A token may be a part of a character, so turning it into a `str` first gives wrong answers. More than one project
+# measured its bits per byte wrong that way.)
 #
 # When this cell is checked, `merge_pair` of 01.1 is there for you to call.
 #
@@ -179,8 +177,8 @@ check("01.2", train_bpe)
 # | returns `ids` | a list of ints |
 # | returns `sizes` | a list of ints, as long as `ids` |
 #
-# For example, with `merges = [[98, 99], [97, 98]]`, that is `bc` = 256 and `ab` = 257, and `specials = {"<end>": 300}`, the text `abc<end>ab` becomes
-# `[97, 256, 300, 257]` with the sizes `[1, 2, 0, 2]`. In `abc` both pairs are known, and `bc` was learned first.
+# For example, with `merges = [[98, 99], [97, 98]]`, that is `bc` = 256 and `ab` = 257, and `specials = {"<end>": 300}`, the text `abc<end>ab`
+# becomes `[97, 256, 300, 257]` with the sizes `[1, 2, 0, 2]`. In `abc` both pairs are known, and `bc` was learned first.
 #
 # **Exercise 01.3** · difficulty 3 of 5 · 25 minutes · 15 points
 
@@ -223,24 +221,25 @@ check("01.3", encode)
 # %% [markdown]
 # ## 01.4 · The loss, without accidents
 #
-# A model gives a row of `V` numbers for each position, the *logits* $z$; their softmax is its probability for each next token. When the token
-# $t$ comes, the position costs
+# A model gives a row of `V` numbers for each position, the *logits* $z$; their softmax is its probability for each next token. When the token $t$
+# comes, the position costs
 #
 # $$-\ln \frac{e^{z_t}}{\sum_v e^{z_v}} \text{ nats.}$$
 #
-# Typed in as it stands, this breaks: $e^{89}$ is more than a float32 can hold, and $e^{-104}$ is less. Write it so that no finite logit breaks it.
+# Typed in as it stands, this breaks: $e^{89}$ is more than a float32 can hold, and $e^{-104}$ is less. Write it so that no finite logit breaks
+# it.
 #
 # - Compute in **float32**, and widen the logits *before* any arithmetic, whatever their dtype.
-# - Logits may be as large as a million and as far apart; every cost must still be right to five digits, or to two millionths of a nat. Even adding a maximum
-#   back at the wrong moment is seen.
+# - Logits may be as large as a million and as far apart; every cost must still be right to five digits, or to two millionths of a nat. Even
+#   adding a maximum back at the wrong moment is seen.
 # - A logit may be minus infinity: a token that is ruled out. It is never the target, and each row has at least one finite logit.
-# - A row whose target equals `ignore` is left out: it costs 0, and it does not count in the mean. `ignore` may be any int, -100 or -1, which are no
-#   class, but also the number of a class.
-# - If no row counts, the loss is 0. (PyTorch's own returns NaN then, and its users keep being surprised; with data spread over
-#   machines, one empty share would poison all.)
+# - A row whose target equals `ignore` is left out: it costs 0, and it does not count in the mean. `ignore` may be any int, -100 or -1, which are
+#   no class, but also the number of a class.
+# - If no row counts, the loss is 0. (PyTorch's own returns NaN then, and its users keep being surprised; with data spread over machines, one
+#   empty share would poison all.)
 #
-# PyTorch's cross entropy, log-softmax and log-sum-exp are out of bounds, and the check notices them. Softmax is allowed, if you want to see where it
-# leads.
+# PyTorch's cross entropy, log-softmax and log-sum-exp are out of bounds, and the check notices them. Softmax is allowed, if you want to see where
+# it leads.
 #
 # | | shape | |
 # |---|---|---|
@@ -250,8 +249,8 @@ check("01.3", encode)
 # | returns `loss` | `[]` float32 | the mean cost of the rows that count; 0 if there are none |
 # | returns `nats_N` | `[N]` float32 | what each row costs; 0 where the target is `ignore` |
 #
-# For example, a row of four equal logits costs $\ln 4 = 1.3863$ whatever its target, and the row `[2, 0, 0, 0]` with target 0 costs
-# $\ln(e^2 + 3) - 2 = 0.3408$.
+# For example, a row of four equal logits costs $\ln 4 = 1.3863$ whatever its target, and the row `[2, 0, 0, 0]` with target 0 costs $\ln(e^2 + 3)
+# - 2 = 0.3408$.
 #
 # **Exercise 01.4** · difficulty 3 of 5 · 25 minutes · 15 points · spine
 
@@ -277,16 +276,17 @@ check("01.4", cross_entropy)
 # %% [markdown]
 # ## 01.5 · Bits per byte
 #
-# Nats per token say nothing as long as one may choose what a token is. Divide by something that nobody chose: the bytes of the text. One
-# nat is $1/\ln 2 = 1.44$ bits.
+# Nats per token say nothing as long as one may choose what a token is. Divide by something that nobody chose: the bytes of the text. One nat is
+# $1/\ln 2 = 1.44$ bits.
 #
-# You get what every token cost, which document it belongs to, and the documents. Each document has been encoded with an end token behind it,
-# so an empty document has one token as well. End tokens spell nothing, **no bytes, and yet their cost counts**: whoever wants to
-# restore the documents must know where each ends. (Some evaluations leave special tokens out on both sides. Both are fair, as long as one says
-# which; the course counts them.)
+# You get what every token cost, which document it belongs to, and the documents. Each document has been encoded with an end token behind it, so
+# an empty document has one token as well. End tokens spell nothing, **no bytes, and yet their cost counts**: whoever wants to restore the
+# documents must know where each ends. (Some evaluations leave special tokens out on both sides. Both are fair, as long as one says which; the
+# course counts them.)
 #
 # - `each`: for each document, the bits of all its tokens divided by the bytes of its text in UTF-8. A document without bytes gets `math.inf`.
-# - `overall`: the bits of **all** tokens, those of empty documents included, divided by the bytes of **all** texts. That is not the mean of `each`.
+# - `overall`: the bits of **all** tokens, those of empty documents included, divided by the bytes of **all** texts. That is not the mean of
+#   `each`.
 #
 # | | |
 # |---|---|
@@ -296,8 +296,8 @@ check("01.4", cross_entropy)
 # | returns `overall` | float |
 # | returns `each` | a list of floats |
 #
-# For example, `nats_N = [2, 1, 0.5, 3, 0.25]` and `document_N = [0, 0, 0, 1, 1]` with `texts = ["abcd", "é"]`: 3.5 nats for four bytes and 3.25 nats for two. So
-# `each` is `[1.2624, 2.3444]`, and `overall` is 6.75 nats for six bytes, 1.6230.
+# For example, `nats_N = [2, 1, 0.5, 3, 0.25]` and `document_N = [0, 0, 0, 1, 1]` with `texts = ["abcd", "é"]`: 3.5 nats for four bytes and 3.25
+# nats for two. So `each` is `[1.2624, 2.3444]`, and `overall` is 6.75 nats for six bytes, 1.6230.
 #
 # **Exercise 01.5** · difficulty 2 of 5 · 15 minutes · 10 points
 
@@ -323,8 +323,9 @@ check("01.5", bits_per_byte)
 #
 # No exercise here: run the cells. `mine("01.2")` is your own function once it has passed, and the course's until then.
 #
-# First the training, on five modules of this Python (some ten seconds, if you count anew for every merge; the others will be the exam). The pieces are cut by the course's pattern, and the vocabulary has 456 ids. Does the
-# `tokenizers` library, written in Rust, learn the same from the same files?
+# First the training, on five modules of this Python (some ten seconds, if you count anew for every merge; the others will be the exam). The
+# pieces are cut by the course's pattern, and the vocabulary has 456 ids. Does the `tokenizers` library, written in Rust, learn the same from the
+# same files?
 
 # %%
 from collections import Counter
@@ -344,8 +345,8 @@ assert merges == [list(pair) for pair in library.merges]
 print(f"{len(counted):,} different pieces, {len(merges)} merges: yours and the library's are the same")
 
 # %% [markdown]
-# Then the encoder, on files that it has not learned from. One special token, `<end>`, goes between documents; the library's side knows it as
-# its last id.
+# Then the encoder, on files that it has not learned from. One special token, `<end>`, goes between documents; the library's side knows it as its
+# last id.
 
 # %%
 END = "<end>"
@@ -361,9 +362,9 @@ print("|".join(library.tokens[i].decode() for i in ids))
 print("last learned:", "  ".join(repr(token.decode()) for token in library.tokens[-8:]))
 
 # %% [markdown]
-# Last, a model, and the smallest there is: it counts which token followed which (with a tenth of a count for every possible pair on top, so that nothing
-# is impossible). The logarithms of its counts are logits; your cross entropy turns them into nats, your bits per byte into a number that can be compared. Once on
-# bytes, once on your tokens. **Predict:** which has the lower loss for each token, and which for each byte?
+# Last, a model, and the smallest there is: it counts which token followed which (with a tenth of a count for every possible pair on top, so that
+# nothing is impossible). The logarithms of its counts are logits; your cross entropy turns them into nats, your bits per byte into a number that
+# can be compared. Once on bytes, once on your tokens. **Predict:** which has the lower loss for each token, and which for each byte?
 
 # %%
 loss_mine, bits_mine = mine("01.4"), mine("01.5")
@@ -396,8 +397,8 @@ for name, (loss, overall, _) in results.items():
 # The model on bytes has the lower loss for each token and the higher for each byte: it guesses more often, and each guess is easier. Had you
 # compared the losses alone, you would have chosen the wrong model.
 #
-# An old acquaintance, for scale: `zlib`, the compressor inside zip files and PNG pictures. It has learned from none of our files, and it looks back over
-# 32 kilobytes. **Predict:** more bits than your model, or fewer?
+# An old acquaintance, for scale: `zlib`, the compressor inside zip files and PNG pictures. It has learned from none of our files, and it looks
+# back over 32 kilobytes. **Predict:** more bits than your model, or fewer?
 
 # %%
 import zlib
@@ -407,7 +408,7 @@ for (name, text), bits in zip(exam.items(), results["your tokens"][2], strict=Tr
     print(f"{name:16} your model {bits:.2f}, zlib {packed:.2f} bits a byte")
 
 # %% [markdown]
-# The table of pairs has read five files, and loses to a compressor that has read none: it looks back over one token, and the compressor over all of
-# the file so far. What helps is to look back, and attention is the part that does. It comes next.
+# The table of pairs has read five files, and loses to a compressor that has read none: it looks back over one token, and the compressor over all
+# of the file so far. What helps is to look back, and attention is the part that does. It comes next.
 #
 # **Next:** lesson 02, a transformer, part by part.
