@@ -8,7 +8,7 @@ both         16 seeds, weights and data with the same seed: the settings that ev
 weights      8 initial weights, all on the data order of seed 0
 data         8 data orders, all from the initial weights of seed 0
 last bit     the initial weights and data of seed 0, and one weight of the head moved to the next float32 number
-slow         16 seeds, a third of the learning rate
+slow         8 seeds, a third of the learning rate
 no decay     16 seeds, no weight decay
 
 The first three share the run of seed 0, and `last bit` counts it as its first. Every finished run is kept in .cache/; an
@@ -40,8 +40,9 @@ RULE = (
     "its runs. Two arms differ when their means differ by more than the larger of their spreads; else, or with one run, "
     "the comparison is not resolved. What makes the spread: the arms weights, data, last bit and the first eight runs of "
     "both are compared by their standard deviations over eight runs (a range grows with the number of runs); one is "
-    "larger than another when it is more than twice as large, else not resolved. The mean and the standard error of the "
-    "paired differences (same seed, same weights, same data) are reported beside the verdict and decide nothing."
+    "larger than another when it is more than twice as large, else not resolved. Slow and no decay are compared with both, "
+    "over the same seeds; the standard error of the paired differences (same seed: same initial weights, same data) is "
+    "reported beside the verdict and decides nothing."
 )
 SEEDS, FEW = 16, 8
 ALIKE = ("both", "weights", "data", "last bit")  # arms of the same settings
@@ -70,16 +71,14 @@ def arms(seeds: int, few: int) -> dict[str, list[Run]]:
         "weights": [Run(n, 0) for n in range(few)],
         "data": [Run(0, n) for n in range(few)],
         "last bit": [Run(nudged=n) for n in range(few)],
-        "slow": [Run(n, n, rate=1e-3) for n in range(seeds)],
+        "slow": [Run(n, n, rate=1e-3) for n in range(few)],
         "no decay": [Run(n, n, decay=0.0) for n in range(seeds)],
     }
 
 
 def train_once(run: Run, steps: int, text: data.Data, preset: str = "tiny-dense") -> dict:
-    """One training run; validation loss at a tenth of the steps, two tenths, ..., and at the last one."""
-    settings = TrainSettings(
-        steps=steps, batch=4, warmup=max(1, steps // 10), learning_rate=run.rate, weight_decay=run.decay, seed=run.order
-    )
+    """One training run with the course's own settings; validation loss every 50 steps and at the last one."""
+    settings = TrainSettings(steps=steps, learning_rate=run.rate, weight_decay=run.decay, seed=run.order)
     config = replace(ModelConfig.preset(preset), vocab=text.tokenizer.vocab)
     torch.manual_seed(run.weights)
     model = Transformer(config)
@@ -97,7 +96,7 @@ def train_once(run: Run, steps: int, text: data.Data, preset: str = "tiny-dense"
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
         optimizer.step()
         optimizer.zero_grad()
-        if step % max(1, steps // 10) == 0 or step == steps:
+        if step % settings.evaluate_every == 0 or step == steps:
             measured.append(step)
             validation.append(evaluate(model, text, settings.evaluation_sequences))
     return {**run._asdict(), "settings": asdict(settings), "step": measured, "validation": validation}
@@ -153,8 +152,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="write the results here, as JSON")
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--seeds", type=int, default=SEEDS, help="runs of the arms both, slow and no decay")
-    parser.add_argument("--few", type=int, default=FEW, help="runs of the arms weights, data and last bit")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="runs of the arms both and no decay")
+    parser.add_argument("--few", type=int, default=FEW, help="runs of the other arms")
     parser.add_argument("--source", default="code", help='"code", "prose", or a text file or folder')
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start no further run after this time")
     parser.add_argument("--work", type=Path, default=Path(".cache/seed_spread"), help="where runs are kept")
@@ -176,7 +175,7 @@ def main() -> None:
 
     results = {run: json.loads(kept(run, args.steps, text, args.work).read_text()) for run in wanted}
     losses = {arm: [results[run]["validation"][-1] for run in runs] for arm, runs in every.items()}
-    verdicts = {arm: compared(losses["both"], losses[arm]) for arm in COMPARED}
+    verdicts = {arm: compared(losses["both"][: len(losses[arm])], losses[arm]) for arm in COMPARED}
     show(losses, verdicts, Console(width=110))
     if args.out:
         settings = results[wanted[0]]["settings"]
