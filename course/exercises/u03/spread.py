@@ -1,8 +1,8 @@
 """03.6: do two arms differ by more than their seeds do? The rule by which this course believes a comparison."""
 
 import math
-import statistics
 
+import numpy as np
 import torch
 
 from course.checking.exercise import Exercise, Misconception
@@ -59,9 +59,9 @@ def reference(a_N, b_M, paired):
     if min(len(a), len(b)) < 2:
         return difference, spread, math.nan, "not resolved"
     if paired:
-        error = statistics.stdev([y - x for x, y in zip(a, b, strict=True)]) / len(a) ** 0.5
+        error = float(np.std([y - x for x, y in zip(a, b, strict=True)], ddof=1)) / len(a) ** 0.5
     else:
-        error = (statistics.variance(a) / len(a) + statistics.variance(b) / len(b)) ** 0.5
+        error = float(np.var(a, ddof=1) / len(a) + np.var(b, ddof=1) / len(b)) ** 0.5
     if abs(difference) <= spread:
         return difference, spread, error, "not resolved"
     return difference, spread, error, "b" if difference < 0 else "a"
@@ -89,12 +89,12 @@ def the_smaller_spread(a_N, b_M, paired):
     a, b = a_N.tolist(), b_M.tolist()
     if not all(map(math.isfinite, a + b)):
         return math.nan, math.nan, math.nan, "not resolved"
-    difference, spread = statistics.mean(b) - statistics.mean(a), min(max(a) - min(a), max(b) - min(b))
+    difference, spread = float(np.mean(b) - np.mean(a)), min(max(a) - min(a), max(b) - min(b))
     if min(len(a), len(b)) < 2:
         return difference, spread, math.nan, "not resolved"
     pairs = [y - x for x, y in zip(a, b, strict=False)]
-    error = (statistics.variance(a) / len(a) + statistics.variance(b) / len(b)) ** 0.5
-    error = statistics.stdev(pairs) / len(a) ** 0.5 if paired else error
+    error = float(np.var(a, ddof=1) / len(a) + np.var(b, ddof=1) / len(b)) ** 0.5
+    error = float(np.std(pairs, ddof=1)) / len(a) ** 0.5 if paired else error
     return difference, spread, error, ("b" if difference < 0 else "a") if abs(difference) > spread else "not resolved"
 
 
@@ -102,12 +102,12 @@ def deviation_for_spread(a_N, b_M, paired):
     a, b = a_N.tolist(), b_M.tolist()
     if not all(map(math.isfinite, a + b)):
         return math.nan, math.nan, math.nan, "not resolved"
-    difference = statistics.mean(b) - statistics.mean(a)
+    difference = float(np.mean(b) - np.mean(a))
     if min(len(a), len(b)) < 2:
         return difference, 0.0, math.nan, "not resolved"
-    spread, pairs = max(statistics.stdev(a), statistics.stdev(b)), [y - x for x, y in zip(a, b, strict=False)]
-    error = (statistics.variance(a) / len(a) + statistics.variance(b) / len(b)) ** 0.5
-    error = statistics.stdev(pairs) / len(a) ** 0.5 if paired else error
+    spread, pairs = float(max(np.std(a, ddof=1), np.std(b, ddof=1))), [y - x for x, y in zip(a, b, strict=False)]
+    error = float(np.var(a, ddof=1) / len(a) + np.var(b, ddof=1) / len(b)) ** 0.5
+    error = float(np.std(pairs, ddof=1)) / len(a) ** 0.5 if paired else error
     return difference, spread, error, ("b" if difference < 0 else "a") if abs(difference) > spread else "not resolved"
 
 
@@ -119,8 +119,8 @@ def best_against_best(a_N, b_M, paired):
     if min(len(a), len(b)) < 2:
         return difference, spread, math.nan, "not resolved"
     pairs = [y - x for x, y in zip(a, b, strict=False)]
-    error = (statistics.variance(a) / len(a) + statistics.variance(b) / len(b)) ** 0.5
-    error = statistics.stdev(pairs) / len(a) ** 0.5 if paired else error
+    error = float(np.var(a, ddof=1) / len(a) + np.var(b, ddof=1) / len(b)) ** 0.5
+    error = float(np.std(pairs, ddof=1)) / len(a) ** 0.5 if paired else error
     return difference, spread, error, ("b" if difference < 0 else "a") if abs(difference) > spread else "not resolved"
 
 
@@ -130,11 +130,11 @@ def drops_diverged_runs(a_N, b_M, paired):
     b = [y for _, y in both] if paired else [y for y in b_M.tolist() if math.isfinite(y)]
     if not a or not b:
         return math.nan, math.nan, math.nan, "not resolved"
-    difference, spread = statistics.mean(b) - statistics.mean(a), max(max(a) - min(a), max(b) - min(b))
+    difference, spread = float(np.mean(b) - np.mean(a)), max(max(a) - min(a), max(b) - min(b))
     if min(len(a), len(b)) < 2:
         return difference, spread, math.nan, "not resolved"
-    error = (statistics.variance(a) / len(a) + statistics.variance(b) / len(b)) ** 0.5
-    error = statistics.stdev([y - x for x, y in both]) / len(a) ** 0.5 if paired else error
+    error = float(np.var(a, ddof=1) / len(a) + np.var(b, ddof=1) / len(b)) ** 0.5
+    error = float(np.std([y - x for x, y in both], ddof=1)) / len(a) ** 0.5 if paired else error
     return difference, spread, error, ("b" if difference < 0 else "a") if abs(difference) > spread else "not resolved"
 
 
@@ -142,12 +142,12 @@ def larger_is_better(a_N, b_M, paired):
     a, b = a_N.tolist(), b_M.tolist()
     if not all(map(math.isfinite, a + b)):
         return math.nan, math.nan, math.nan, "not resolved"
-    difference, spread = statistics.mean(b) - statistics.mean(a), max(max(a) - min(a), max(b) - min(b))
+    difference, spread = float(np.mean(b) - np.mean(a)), max(max(a) - min(a), max(b) - min(b))
     if min(len(a), len(b)) < 2:
         return difference, spread, math.nan, "not resolved"
     pairs = [y - x for x, y in zip(a, b, strict=False)]
-    error = (statistics.variance(a) / len(a) + statistics.variance(b) / len(b)) ** 0.5
-    error = statistics.stdev(pairs) / len(a) ** 0.5 if paired else error
+    error = float(np.var(a, ddof=1) / len(a) + np.var(b, ddof=1) / len(b)) ** 0.5
+    error = float(np.std(pairs, ddof=1)) / len(a) ** 0.5 if paired else error
     return difference, spread, error, ("b" if difference > 0 else "a") if abs(difference) > spread else "not resolved"
 
 
@@ -155,12 +155,12 @@ def one_seed_decides(a_N, b_M, paired):
     a, b = a_N.tolist(), b_M.tolist()
     if not all(map(math.isfinite, a + b)):
         return math.nan, math.nan, math.nan, "not resolved"
-    difference, spread = statistics.mean(b) - statistics.mean(a), max(max(a) - min(a), max(b) - min(b))
+    difference, spread = float(np.mean(b) - np.mean(a)), max(max(a) - min(a), max(b) - min(b))
     error = math.nan
     if min(len(a), len(b)) > 1:
         pairs = [y - x for x, y in zip(a, b, strict=False)]
-        error = (statistics.variance(a) / len(a) + statistics.variance(b) / len(b)) ** 0.5
-        error = statistics.stdev(pairs) / len(a) ** 0.5 if paired else error
+        error = float(np.var(a, ddof=1) / len(a) + np.var(b, ddof=1) / len(b)) ** 0.5
+        error = float(np.std(pairs, ddof=1)) / len(a) ** 0.5 if paired else error
     return difference, spread, error, ("b" if difference < 0 else "a") if abs(difference) > spread else "not resolved"
 
 
@@ -168,10 +168,10 @@ def never_paired(a_N, b_M, paired):
     a, b = a_N.tolist(), b_M.tolist()
     if not all(map(math.isfinite, a + b)):
         return math.nan, math.nan, math.nan, "not resolved"
-    difference, spread = statistics.mean(b) - statistics.mean(a), max(max(a) - min(a), max(b) - min(b))
+    difference, spread = float(np.mean(b) - np.mean(a)), max(max(a) - min(a), max(b) - min(b))
     if min(len(a), len(b)) < 2:
         return difference, spread, math.nan, "not resolved"
-    error = (statistics.variance(a) / len(a) + statistics.variance(b) / len(b)) ** 0.5
+    error = float(np.var(a, ddof=1) / len(a) + np.var(b, ddof=1) / len(b)) ** 0.5
     return difference, spread, error, ("b" if difference < 0 else "a") if abs(difference) > spread else "not resolved"
 
 
@@ -179,12 +179,12 @@ def divided_by_n(a_N, b_M, paired):
     a, b = a_N.tolist(), b_M.tolist()
     if not all(map(math.isfinite, a + b)):
         return math.nan, math.nan, math.nan, "not resolved"
-    difference, spread = statistics.mean(b) - statistics.mean(a), max(max(a) - min(a), max(b) - min(b))
+    difference, spread = float(np.mean(b) - np.mean(a)), max(max(a) - min(a), max(b) - min(b))
     if min(len(a), len(b)) < 2:
         return difference, spread, math.nan, "not resolved"
     pairs = [y - x for x, y in zip(a, b, strict=False)]
-    error = (statistics.pvariance(a) / len(a) + statistics.pvariance(b) / len(b)) ** 0.5
-    error = statistics.pstdev(pairs) / len(a) ** 0.5 if paired else error
+    error = float(np.var(a) / len(a) + np.var(b) / len(b)) ** 0.5
+    error = float(np.std(pairs)) / len(a) ** 0.5 if paired else error
     return difference, spread, error, ("b" if difference < 0 else "a") if abs(difference) > spread else "not resolved"
 
 
@@ -192,12 +192,12 @@ def no_overlap(a_N, b_M, paired):
     a, b = a_N.tolist(), b_M.tolist()
     if not all(map(math.isfinite, a + b)):
         return math.nan, math.nan, math.nan, "not resolved"
-    difference, spread = statistics.mean(b) - statistics.mean(a), max(max(a) - min(a), max(b) - min(b))
+    difference, spread = float(np.mean(b) - np.mean(a)), max(max(a) - min(a), max(b) - min(b))
     if min(len(a), len(b)) < 2:
         return difference, spread, math.nan, "not resolved"
     pairs = [y - x for x, y in zip(a, b, strict=False)]
-    error = (statistics.variance(a) / len(a) + statistics.variance(b) / len(b)) ** 0.5
-    error = statistics.stdev(pairs) / len(a) ** 0.5 if paired else error
+    error = float(np.var(a, ddof=1) / len(a) + np.var(b, ddof=1) / len(b)) ** 0.5
+    error = float(np.std(pairs, ddof=1)) / len(a) ** 0.5 if paired else error
     return difference, spread, error, "b" if max(b) < min(a) else "a" if max(a) < min(b) else "not resolved"
 
 
@@ -205,12 +205,12 @@ def two_errors(a_N, b_M, paired):
     a, b = a_N.tolist(), b_M.tolist()
     if not all(map(math.isfinite, a + b)):
         return math.nan, math.nan, math.nan, "not resolved"
-    difference, spread = statistics.mean(b) - statistics.mean(a), max(max(a) - min(a), max(b) - min(b))
+    difference, spread = float(np.mean(b) - np.mean(a)), max(max(a) - min(a), max(b) - min(b))
     if min(len(a), len(b)) < 2:
         return difference, spread, math.nan, "not resolved"
     pairs = [y - x for x, y in zip(a, b, strict=False)]
-    error = (statistics.variance(a) / len(a) + statistics.variance(b) / len(b)) ** 0.5
-    error = statistics.stdev(pairs) / len(a) ** 0.5 if paired else error
+    error = float(np.var(a, ddof=1) / len(a) + np.var(b, ddof=1) / len(b)) ** 0.5
+    error = float(np.std(pairs, ddof=1)) / len(a) ** 0.5 if paired else error
     sure = abs(difference) > 2 * error
     return difference, spread, error, ("b" if difference < 0 else "a") if sure else "not resolved"
 
@@ -219,12 +219,12 @@ def ties_decide(a_N, b_M, paired):
     a, b = a_N.tolist(), b_M.tolist()
     if not all(map(math.isfinite, a + b)):
         return math.nan, math.nan, math.nan, "not resolved"
-    difference, spread = statistics.mean(b) - statistics.mean(a), max(max(a) - min(a), max(b) - min(b))
+    difference, spread = float(np.mean(b) - np.mean(a)), max(max(a) - min(a), max(b) - min(b))
     if min(len(a), len(b)) < 2:
         return difference, spread, math.nan, "not resolved"
     pairs = [y - x for x, y in zip(a, b, strict=False)]
-    error = (statistics.variance(a) / len(a) + statistics.variance(b) / len(b)) ** 0.5
-    error = statistics.stdev(pairs) / len(a) ** 0.5 if paired else error
+    error = float(np.var(a, ddof=1) / len(a) + np.var(b, ddof=1) / len(b)) ** 0.5
+    error = float(np.std(pairs, ddof=1)) / len(a) ** 0.5 if paired else error
     return difference, spread, error, ("b" if difference < 0 else "a") if abs(difference) >= spread else "not resolved"
 
 

@@ -126,7 +126,7 @@ EXERCISE = Exercise(
         Misconception(
             "router-left-out",
             without_the_router,
-            "It looks like a mixture without its router. To choose, each token is multiplied with a row of `width` numbers for every expert.",
+            "It looks like a mixture without its router. To choose, a token is multiplied with a row of `width` numbers for every expert.",
             "`ModelConfig.dense_twin` of this course leaves it out too, and says so",
         ),
         Misconception(
