@@ -9,6 +9,9 @@ weights      8 initial weights, all on the data order of seed 0
 data         8 data orders, all from the initial weights of seed 0
 last bit     the initial weights and data of seed 0, and one weight of the head moved to the next float32 number
 slow         8 seeds, a third of the learning rate
+fast         8 seeds, ten times the learning rate
+no warm-up   8 seeds, the full rate from the first step on
+no clip      8 seeds, gradients as they come
 no decay     16 seeds, no weight decay
 
 The first three share the run of seed 0, and `last bit` counts it as its first. Every finished run is kept in .cache/; an
@@ -40,13 +43,13 @@ RULE = (
     "its runs. Two arms differ when their means differ by more than the larger of their spreads; else, or with one run, "
     "the comparison is not resolved. What makes the spread: the arms weights, data, last bit and the first eight runs of "
     "both are compared by their standard deviations over eight runs (a range grows with the number of runs); one is "
-    "larger than another when it is more than twice as large, else not resolved. Slow and no decay are compared with both, "
-    "over the same seeds; the standard error of the paired differences (same seed: same initial weights, same data) is "
-    "reported beside the verdict and decides nothing."
+    "larger than another when it is more than twice as large, else not resolved. The other arms change one setting and are "
+    "compared with both, over the same seeds; the standard error of the paired differences (same seed: same initial weights, "
+    "same data) is reported beside the verdict and decides nothing."
 )
 SEEDS, FEW = 16, 8
 ALIKE = ("both", "weights", "data", "last bit")  # arms of the same settings
-COMPARED = ("slow", "no decay")
+COMPARED = ("slow", "fast", "no warm-up", "no clip", "no decay")
 VOCAB = 1024  # token ids, learned from the text
 
 
@@ -58,10 +61,14 @@ class Run(NamedTuple):
     nudged: int = 0  # which row of the head has its first number moved to the next float32; 0: none
     rate: float = 3e-3
     decay: float = 0.1
+    warmup: int = 50
+    clip: float = 1.0
 
     @property
     def name(self) -> str:
-        return "-".join(f"{value:g}" for value in self)
+        """For the file that keeps it: the first five values, and the others where they are not the usual ones."""
+        usual = [*self[:5], *Run()[5:]] == [*self]
+        return "-".join(f"{value:g}" for value in (self[:5] if usual else self))
 
 
 def arms(seeds: int, few: int) -> dict[str, list[Run]]:
@@ -72,13 +79,23 @@ def arms(seeds: int, few: int) -> dict[str, list[Run]]:
         "data": [Run(0, n) for n in range(few)],
         "last bit": [Run(nudged=n) for n in range(few)],
         "slow": [Run(n, n, rate=1e-3) for n in range(few)],
+        "fast": [Run(n, n, rate=3e-2) for n in range(few)],
+        "no warm-up": [Run(n, n, warmup=0) for n in range(few)],
+        "no clip": [Run(n, n, clip=1e9) for n in range(few)],
         "no decay": [Run(n, n, decay=0.0) for n in range(seeds)],
     }
 
 
 def train_once(run: Run, steps: int, text: data.Data, preset: str = "tiny-dense") -> dict:
     """One training run with the course's own settings; validation loss every 50 steps and at the last one."""
-    settings = TrainSettings(steps=steps, learning_rate=run.rate, weight_decay=run.decay, seed=run.order)
+    settings = TrainSettings(
+        steps=steps,
+        learning_rate=run.rate,
+        weight_decay=run.decay,
+        warmup=run.warmup,
+        clip=run.clip,
+        seed=run.order,
+    )
     config = replace(ModelConfig.preset(preset), vocab=text.tokenizer.vocab)
     torch.manual_seed(run.weights)
     model = Transformer(config)
@@ -179,10 +196,12 @@ def main() -> None:
     show(losses, verdicts, Console(width=110))
     if args.out:
         settings = results[wanted[0]]["settings"]
-        for varied in ("seed", "learning_rate", "weight_decay"):
+        for varied in ("seed", "learning_rate", "weight_decay", "warmup", "clip"):
             settings.pop(varied)
-        columns = ("weights", "order", "nudged", "rate", "decay", "validation")
-        runs = {arm: [{name: results[run][name] for name in columns} for run in these] for arm, these in every.items()}
+        runs = {
+            arm: [run._asdict() | {"validation": results[run]["validation"]} for run in these]
+            for arm, these in every.items()
+        }
         result = {"rule": RULE, "preset": "tiny-dense", "tokens": len(text.train), "settings": settings}
         result |= {"step": results[wanted[0]]["step"], "sources": sources(losses, args.few), "verdicts": verdicts}
         record.write(args.out, record.circumstances() | result | {"runs": runs})

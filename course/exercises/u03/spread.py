@@ -5,6 +5,7 @@ import math
 import numpy as np
 import torch
 
+from course.checking.compare import kind
 from course.checking.exercise import Exercise, Misconception
 
 BOTH = {"difference": "the difference", "spread": "the spread", "error": "the standard error"}
@@ -44,7 +45,7 @@ def compare(inputs, wanted, got):
         return "wanted four values: difference, spread, error, verdict"
     for name, w, g in zip(BOTH.values(), wanted, got, strict=False):
         if type(g) not in (int, float):
-            return f"{name}: wanted a plain number, got a {type(g).__name__}"
+            return f"{name}: wanted a plain number, got {kind(g)}"
         if not (math.isclose(w, g, rel_tol=1e-6, abs_tol=1e-9) or (math.isnan(w) and math.isnan(g))):
             return f"{name}: wanted {w:.8g}, got {g:.8g}"
     return None if wanted[3] == got[3] else f"the verdict: wanted {wanted[3]!r}, got {str(got[3])[:40]!r}"
