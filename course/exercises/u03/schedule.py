@@ -24,6 +24,7 @@ EDGES = [  # step, tokens read before it: the published schedule, phase by phase
     (210_000, 13_225_000_000_000),  # three quarters
     (230_000, 14_400_000_000_000),
     (240_000, 14_633_000_000_000),  # the first of the last part
+    (2000, 11_000_000_000_000),  # no run looks like this; but the warm-up goes first
 ]
 
 
@@ -63,7 +64,7 @@ def reference(step, tokens, peak, floor, last, warmup, hold_until, decay, rest):
 
 
 def with_clamps(step, tokens, peak, floor, last, warmup, hold_until, decay, rest):
-    if warmup and step < warmup:
+    if warmup and step <= warmup:
         return peak / warmup * step
     if tokens - hold_until - decay >= rest:
         return last
@@ -175,7 +176,7 @@ EXERCISE = Exercise(
     difficulty=2,
     spine=False,
     inputs=inputs,
-    cases=14,
+    cases=15,
     reference=reference,
     compare=same("the rate"),
     misconceptions=(

@@ -13,6 +13,7 @@ EDGES = [  # losses of a, losses of b, paired
     ([3.50, 3.25, 3.375], [3.00, 3.125, 2.875], True),  # resolved
     ([3.5], [3.0], False),
     ([3.50, 3.25], [3.25, 3.00], False),  # differ by exactly the spread
+    ([3.25, 3.00], [3.50, 3.25], True),
     ([3.50, math.nan, 3.375], [3.00, 3.125, 2.875], True),
     ([3.40, 3.41, 3.42, 3.43], [3.30, 3.50, 3.10], False),  # one arm spreads wide
     ([3.0, 3.01, 3.02], [3.04, 3.05, 3.30, math.inf], False),
@@ -52,20 +53,18 @@ def compare(inputs, wanted, got):
 
 
 def reference(a_N, b_M, paired):
-    a, b = a_N.tolist(), b_M.tolist()
-    if not all(map(math.isfinite, a + b)):
+    a, b = a_N.numpy(), b_M.numpy()
+    if not np.isfinite([*a, *b]).all():
         return math.nan, math.nan, math.nan, "not resolved"
-    difference = sum(b) / len(b) - sum(a) / len(a)
-    spread = max(max(a) - min(a), max(b) - min(b))
-    if min(len(a), len(b)) < 2:
+    difference = float(b.mean() - a.mean())
+    spread = float(max(x.max() - x.min() for x in (a, b)))
+    if 1 in (len(a), len(b)):
         return difference, spread, math.nan, "not resolved"
-    if paired:
-        error = float(np.std([y - x for x, y in zip(a, b, strict=True)], ddof=1)) / len(a) ** 0.5
-    else:
-        error = float(np.var(a, ddof=1) / len(a) + np.var(b, ddof=1) / len(b)) ** 0.5
-    if abs(difference) <= spread:
-        return difference, spread, error, "not resolved"
-    return difference, spread, error, "b" if difference < 0 else "a"
+    squared = (b - a).var(ddof=1) / len(a) if paired else a.var(ddof=1) / len(a) + b.var(ddof=1) / len(b)
+    error = float(squared) ** 0.5
+    if difference > spread:
+        return difference, spread, error, "a"
+    return difference, spread, error, "b" if -difference > spread else "not resolved"
 
 
 def with_tensors(a_N, b_M, paired):
@@ -239,7 +238,7 @@ EXERCISE = Exercise(
     difficulty=2,
     spine=False,
     inputs=inputs,
-    cases=12,
+    cases=13,
     reference=reference,
     compare=compare,
     misconceptions=(

@@ -32,7 +32,7 @@ def inputs(rng, number):
 def reference(width, experts, k, shared, expert_width, multiple):
     tripled = 3 * (k + shared) * expert_width + experts
     steps = (2 * tripled + 3 * multiple) // (6 * multiple)
-    hidden = max(1, steps) * multiple
+    hidden = (steps or 1) * multiple
     owned = experts + 3 * (experts + shared) * expert_width
     return hidden, 3 * hidden / tripled - 1, owned / (3 * hidden)
 
