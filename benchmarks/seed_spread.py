@@ -50,6 +50,7 @@ RULE = (
 SEEDS, FEW = 16, 8
 ALIKE = ("both", "weights", "data", "last bit")  # arms of the same settings
 COMPARED = ("slow", "fast", "no warm-up", "no clip", "no decay")
+PRESET = "tiny-dense"
 VOCAB = 1024  # token ids, learned from the text
 
 
@@ -86,7 +87,17 @@ def arms(seeds: int, few: int) -> dict[str, list[Run]]:
     }
 
 
-def train_once(run: Run, steps: int, text: data.Data, preset: str = "tiny-dense") -> dict:
+@torch.no_grad()
+def initial_model(run: Run, config: ModelConfig) -> Transformer:
+    torch.manual_seed(run.weights)
+    model = Transformer(config)
+    if run.nudged:
+        number = model.head.weight[run.nudged, :1]
+        number.copy_(torch.nextafter(number, torch.tensor(torch.inf)))
+    return model
+
+
+def train_once(run: Run, steps: int, text: data.Data) -> dict:
     """One training run with the course's own settings; validation loss every 50 steps and at the last one."""
     settings = TrainSettings(
         steps=steps,
@@ -96,13 +107,8 @@ def train_once(run: Run, steps: int, text: data.Data, preset: str = "tiny-dense"
         clip=run.clip,
         seed=run.order,
     )
-    config = replace(ModelConfig.preset(preset), vocab=text.tokenizer.vocab)
-    torch.manual_seed(run.weights)
-    model = Transformer(config)
-    if run.nudged:
-        with torch.no_grad():
-            number = model.head.weight[run.nudged, :1]
-            number.copy_(torch.nextafter(number, torch.tensor(torch.inf)))
+    config = replace(ModelConfig.preset(PRESET), vocab=text.tokenizer.vocab)
+    model = initial_model(run, config)
     optimizer = adamw(model, settings)
     measured, validation = [], []
     for step in range(1, steps + 1):
@@ -204,7 +210,7 @@ def main() -> None:
             arm: [run._asdict() | {"validation": results[run]["validation"]} for run in these]
             for arm, these in every.items()
         }
-        result = {"rule": RULE, "preset": "tiny-dense", "tokens": len(text.train), "settings": settings}
+        result = {"rule": RULE, "preset": PRESET, "tokens": len(text.train), "settings": settings}
         result |= {"step": results[wanted[0]]["step"], "sources": sources(losses, args.few), "verdicts": verdicts}
         record.write(args.out, record.circumstances() | result | {"runs": runs})
 
