@@ -10,8 +10,8 @@ data         8 data orders, all from the initial weights of seed 0
 last bit     the initial weights and data of seed 0, and one weight of the head moved to the next float32 number
 slow         4 seeds, a third of the learning rate
 fast         4 seeds, ten times the learning rate
-no warm-up   8 seeds, the full rate from the first step on
-no clip      8 seeds, gradients as they come
+no warm-up   6 seeds, the full rate from the first step on
+no clip      6 seeds, gradients as they come
 no decay     12 seeds, no weight decay
 
 The first three share the run of seed 0, and `last bit` counts it as its first. Every finished run is kept in .cache/; an
@@ -81,8 +81,8 @@ def arms(seeds: int, few: int) -> dict[str, list[Run]]:
         "last bit": [Run(nudged=n) for n in range(few)],
         "slow": [Run(n, n, rate=1e-3) for n in range(few // 2)],
         "fast": [Run(n, n, rate=3e-2) for n in range(few // 2)],
-        "no warm-up": [Run(n, n, warmup=0) for n in range(few)],
-        "no clip": [Run(n, n, clip=1e9) for n in range(few)],
+        "no warm-up": [Run(n, n, warmup=0) for n in range(few * 3 // 4)],
+        "no clip": [Run(n, n, clip=1e9) for n in range(few * 3 // 4)],
         "no decay": [Run(n, n, decay=0.0) for n in range(seeds * 3 // 4)],
     }
 
@@ -178,7 +178,9 @@ def main() -> None:
     parser.add_argument(
         "--seeds", type=int, default=SEEDS, help="runs of the arm both; no decay has three quarters of them"
     )
-    parser.add_argument("--few", type=int, default=FEW, help="runs of the other arms; slow and fast have half of them")
+    parser.add_argument(
+        "--few", type=int, default=FEW, help="runs of the other arms, or half or three quarters of them"
+    )
     parser.add_argument("--source", default="code", help='"code", "prose", or a text file or folder')
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start no further run after this time")
     parser.add_argument("--work", type=Path, default=Path(".cache/seed_spread"), help="where runs are kept")

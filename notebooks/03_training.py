@@ -109,7 +109,7 @@ print(f"zero for {(every == 0).float().mean():.0%} of all parameters: embeddings
 STEEPNESS = torch.tensor([1.0, 50.0])
 
 
-def descend(step, steps=60, start=(-4.0, 1.5)):
+def descend(step, steps=80, start=(-4.0, 1.5)):
     """The path of one optimizer in the valley 0.5 * (x^2 + 50 y^2)."""
     p, memory, path = torch.tensor(start), {}, [start]
     for t in range(1, steps + 1):
@@ -143,7 +143,7 @@ for axis, rule, colour in zip(axes, (sgd, momentum, adam), COLOURS, strict=False
     axis.plot(0, 0, "k*", markersize=9)
     near = int((path.norm(dim=1) > 0.1).nonzero().max()) + 1
     axis.set(
-        title=f"{rule.__name__}: {'near at step ' + str(near) if near <= 60 else 'still on its way'}", xlabel="flat"
+        title=f"{rule.__name__}: {'near at step ' + str(near) if near <= 80 else 'still on its way'}", xlabel="flat"
     )
     axis.grid(visible=False)
 axes[0].set(ylabel="steep")
@@ -230,7 +230,7 @@ for t in range(1, 21):
         axis.loglog([1e-9, 1], [1e-7, 100], color=COLOURS[1], label="SGD, lr 100 times as large")
         axis.set(xlabel="size of the gradient", title=f"Step {t}", xlim=(1e-9, 1), ylim=(1e-4, 10))
 axes[0].set_ylabel("move, in learning rates")
-axes[0].legend(loc="lower right")
+axes[0].legend(loc="lower right", markerscale=8)
 plt.show()
 
 # %% [markdown]
@@ -290,17 +290,19 @@ def shrink(noise, decoupled, steps=300, lr=0.01, decay=0.1, copies=200):
 
 
 figure, axis = plt.subplots()
-for noise, colour in [(3.0, COLOURS[0]), (0.03, COLOURS[1])]:
-    axis.plot(shrink(noise, decoupled=False), color=colour, label=f"L2, gradients of size {noise}")
-    axis.plot(shrink(noise, decoupled=True), "--", color=colour, label=f"AdamW, gradients of size {noise}")
+for noise, colour, width in [(3.0, COLOURS[0], 5), (0.03, COLOURS[1], 1.8)]:
+    axis.plot(shrink(noise, decoupled=False), color=colour, label=f"L2, gradients of size {noise:g}")
+    axis.plot(
+        shrink(noise, decoupled=True), "--", color=colour, linewidth=width, label=f"AdamW, gradients of size {noise:g}"
+    )
 axis.set(xlabel="step", ylabel="mean weight", title="What is left of a weight of 1", ylim=(-0.1, 1.1))
-axis.legend(loc="lower left")
+axis.legend(loc=(0.5, 0.3))
 plt.show()
 
 # %% [markdown]
 # *Figure: mean weight over 300 steps. Under L2 the weight with small gradients is gone after some hundred steps, while the one with large gradients has hardly shrunk. Under AdamW both shrink alike, to about three quarters.*
 #
-# That is the W in AdamW, *decoupled* decay (Loshchilov and Hutter 2019): every weight loses the same share, $\eta\lambda$, at each step. In PyTorch, `Adam(weight_decay=...)` is L2 to this day.
+# That is the W in AdamW, *decoupled* decay (Loshchilov and Hutter 2019): every weight loses the same share, $\eta\lambda$, at each step. In PyTorch, `Adam(weight_decay=...)` is still L2 unless told otherwise.
 
 # %% [markdown]
 # ## The schedule
