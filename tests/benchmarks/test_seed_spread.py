@@ -62,7 +62,7 @@ def test_the_script_stops_when_its_time_is_up_and_goes_on_later(tmp_path, text):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    assert "of 11 runs are left" in script("--seconds", "0")
+    assert "of 10 runs are left" in script("--seconds", "0")
     assert not (tmp_path / "r.json").exists()
     script()
     record = json.loads((tmp_path / "r.json").read_text())
