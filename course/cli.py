@@ -123,6 +123,9 @@ def generate(
     run: Annotated[
         Path | None, typer.Option(help="A run's folder; runs/tiny-moe of your workspace by default.")
     ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Open weights instead: a folder with config.json and safetensors.")
+    ] = None,
     tokens: Annotated[int, typer.Option(help="How many to write.")] = 200,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest each time.")] = 0.8,
     top_p: Annotated[float, typer.Option(help="Choose among the likeliest that make up so much.")] = 0.95,
@@ -130,9 +133,28 @@ def generate(
 ):
     """Continue a text with a trained model."""
     from course.authoring import places
-    from course.training.command import generate_command
+    from course.training.generation import generate_command, generate_open_command
 
-    print(generate_command(run or places.workspace() / "runs" / "tiny-moe", prompt, tokens, temperature, top_p, seed))
+    if model and run:
+        raise typer.BadParameter("give --run or --model, not both")
+    settings = (prompt, tokens, temperature, top_p, seed)
+    if model:
+        print(generate_open_command(model, *settings))
+    else:
+        print(generate_command(run or places.workspace() / "runs" / "tiny-moe", *settings))
+
+
+@app.command()
+def size(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="A preset, such as llama-3.1-405b; all by default.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="An object, or a list of them.")] = False,
+):
+    """Count a model: parameters, cache, FLOPs."""
+    from course.model.size import size_command
+
+    size_command(name, as_json)
 
 
 @app.command()

@@ -459,7 +459,7 @@ document = unseen[0]
 ids = torch.tensor(data.tokenizer.encode(document.text))
 windows = ids[: len(ids) // 256 * 256].view(-1, 256)
 with torch.no_grad():
-    routings = model(windows).routings
+    routings = model.outputs(windows).routings
 first_choice = torch.stack([routing.indices_TK[:, 0] for routing in routings])  # [layers, tokens]
 
 pieces = [data.tokenizer.decode([i]) for i in windows.flatten().tolist()]

@@ -3,7 +3,7 @@
 Shapes: B batch, S sequence, V vocabulary, D width, T = B * S tokens.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 import torch
@@ -61,42 +61,58 @@ class Transformer(nn.Module):
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.head = nn.Linear(config.width, config.vocab, bias=False)
         self.initialise()
-        if config.tied:
+        self.tie()
+
+    def tie(self) -> "Transformer":
+        """Let head and embedding be one matrix where the config says so."""
+        if self.config.tied:
             self.head.weight = self.embedding.weight
+        return self
 
     @torch.no_grad()
     def initialise(self):
         """Normal with standard deviation 0.02; what writes to the residual stream is divided by sqrt(2 * layers), so
         that the stream's size does not grow with depth (GPT-2 report, section 2.3)."""
         for name, parameter in self.named_parameters():
-            if parameter.ndim > 1:
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif parameter.ndim > 1:
                 writes = name.endswith(("output.weight", "down_DI", "down_EDI"))
                 parameter.normal_(std=0.02 / (2 * self.config.layers) ** 0.5 if writes else 0.02)
 
-    def forward(self, tokens_BS: Int64[Tensor, "B S"], caches: list[KVCache] | None = None) -> Output:
-        """Logits of the next token at every position. With caches (`new_caches`), tokens continue what they hold.
+    def forward(self, tokens_BS: Int64[Tensor, "B S"], caches: list[KVCache] | None = None) -> Float[Tensor, "B S V"]:
+        """Logits of the next token at every position, in float32 or better. See `outputs`."""
+        return self.outputs(tokens_BS, caches).logits_BSV
+
+    def outputs(self, tokens_BS: Int64[Tensor, "B S"], caches: list[KVCache] | None = None) -> Output:
+        """Logits, and how each mixture layer routed. With caches (`new_caches`), tokens continue what they hold.
 
         Raises: ValueError when the sequence is longer than the config's context.
         """
+        c = self.config
         start = caches[0].length if caches else 0
         end = start + tokens_BS.shape[1]
-        if end > self.config.context:
-            raise ValueError(f"a sequence of {end} tokens is longer than the context of {self.config.context}")
+        if end > c.context:
+            raise ValueError(f"a sequence of {end} tokens is longer than the context of {c.context}")
         positions_S = torch.arange(start, end, device=tokens_BS.device)
-        cos, sin = rope_table(positions_S, self.config.head_width, self.config.rope_theta)
+        cos, sin = rope_table(positions_S, c.head_width, c.rope_theta, c.rope_scaling)
         x_BSD = self.embedding(tokens_BS)
+        cos, sin = cos.to(x_BSD), sin.to(x_BSD)
         routings = []
         for i, block in enumerate(self.blocks):
-            x_BSD, routing = block(x_BSD, cos.to(x_BSD), sin.to(x_BSD), caches[i] if caches else None)
+            x_BSD, routing = block(x_BSD, cos, sin, caches[i] if caches else None)
             routings += [routing] if routing else []
-        return Output(self.head(self.norm(x_BSD)), routings)
+        logits_BSV = self.head(self.norm(x_BSD))
+        return Output(logits_BSV.to(torch.promote_types(logits_BSV.dtype, torch.float32)), routings)
 
-    def new_caches(self, batch: int) -> list[KVCache]:
-        return [KVCache(self.config, batch, like=self.head.weight) for _ in self.blocks]
+    def new_caches(self, batch: int, length: int | None = None) -> list[KVCache]:
+        """Empty caches, one a layer, with room for `length` positions; the config's context by default."""
+        length = self.config.context if length is None else length
+        return [KVCache(self.config, batch, length, like=self.head.weight) for _ in self.blocks]
 
     def loss(self, tokens_BS: Int64[Tensor, "B S"], targets_BS: Int64[Tensor, "B S"]) -> Loss:
         """Cross entropy of the targets, and for a mixture the weighted balance loss, averaged over the layers."""
-        logits_BSV, routings = self(tokens_BS)
+        logits_BSV, routings = self.outputs(tokens_BS)
         cross_entropy = F.cross_entropy(logits_BSV.flatten(0, 1), targets_BS.flatten())
         if not routings:
             return Loss(cross_entropy, cross_entropy, routings)
@@ -111,8 +127,9 @@ class Transformer(nn.Module):
         temperature: float = 1.0,
         top_p: float = 1.0,
         generator: torch.Generator | None = None,
+        ends: Collection[int] = (),
     ) -> Iterator[int]:
-        """Yield `count` tokens that continue the prompt, one at a time.
+        """Yield up to `count` tokens that continue the prompt, one at a time; one of `ends` is yielded and is the last.
 
         When the context is full it goes on from the later half of what it has seen. Raises: ValueError for an empty
         prompt.
@@ -121,14 +138,17 @@ class Transformer(nn.Module):
             raise ValueError("generation needs a prompt of at least one token")
         seen = prompt_S.tolist()
         context = self.config.context
-        caches, new = self.new_caches(1), seen[-context:]
+        room = min(context, len(seen) + count)
+        caches, new = self.new_caches(1, room), seen[-context:]
         for _ in range(count):
             if caches[0].length + len(new) > context:
-                caches, new = self.new_caches(1), seen[-(context // 2) :]
-            logits_V = self(torch.tensor([new], device=prompt_S.device), caches).logits_BSV[0, -1]
+                caches, new = self.new_caches(1, room), seen[-(context // 2) :]
+            logits_V = self(torch.tensor([new], device=prompt_S.device), caches)[0, -1]
             new = [sample(logits_V, temperature, top_p, generator)]
             seen += new
             yield new[0]
+            if new[0] in ends:
+                return
 
 
 def sample(

@@ -9,5 +9,6 @@ trainer      AdamW, clipping, evaluation; settings
 checkpoint   a run on disk
 log          one row a step
 plot         losses as pictures, live in a notebook
-command      what `course train` and `course generate` do
+command      what `course train` does
+generation   what `course generate` does, with a run or with open weights
 """

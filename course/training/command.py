@@ -1,4 +1,4 @@
-"""What `course train` and `course generate` do. Lines are handed to `say`; every fault is a TrainingError."""
+"""What `course train` does. Lines are handed to `say`; every fault is a TrainingError."""
 
 import math
 from collections.abc import Callable
@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from course.model import ModelConfig, Routing, Transformer, active_parameters, total_parameters
+from course.model import ModelConfig, Routing, active_parameters, total_parameters
 from course.training.checkpoint import NAME, Checkpoint
 from course.training.data import Data, load
 from course.training.errors import TrainingError
+from course.training.generation import write
 from course.training.log import Row
-from course.training.tokenizer import Tokenizer
 from course.training.trainer import TrainSettings, evaluate, train
 
 SOURCES = ("code", "prose")
@@ -76,38 +76,8 @@ def train_command(
         f"{text.bits_per_byte(validation):.2f} bits a byte."
     )
     say("The model writes:\n")
-    say(_write(model.eval(), text.tokenizer, "", tokens=200, temperature=0.8, top_p=0.95, seed=seed))
+    say(write(model.eval(), text.tokenizer, "", tokens=200, temperature=0.8, top_p=0.95, seed=seed))
     return validation
-
-
-def generate_command(
-    checkpoint: Path,
-    prompt: str = "",
-    tokens: int = 200,
-    temperature: float = 0.8,
-    top_p: float = 0.95,
-    seed: int = 0,
-) -> str:
-    """The prompt and what the model makes of it. Without a prompt it starts a document of its own.
-
-    checkpoint: a run's folder, or its checkpoint.pt. Raises: TrainingError.
-    """
-    if tokens < 1:
-        raise TrainingError(f"{tokens} tokens are no text: ask for at least 1")
-    if not 0 <= temperature < math.inf:
-        raise TrainingError(f"a temperature of {temperature} does not work: take 0 (always the likeliest) or more")
-    if not 0 < top_p <= 1:
-        raise TrainingError(f"top_p {top_p} does not work: take more than 0 and at most 1")
-    model, tokenizer = Checkpoint.read(checkpoint).load()
-    return _write(model, tokenizer, prompt, tokens, temperature, top_p, seed)
-
-
-def _write(
-    model: Transformer, tokenizer: Tokenizer, prompt: str, tokens: int, temperature: float, top_p: float, seed: int
-) -> str:
-    start = torch.tensor([tokenizer.end, *tokenizer.encode(prompt)])
-    generator = torch.Generator().manual_seed(seed)
-    return tokenizer.decode([*start.tolist(), *model.generate(start, tokens, temperature, top_p, generator)])
 
 
 def _source(data: str) -> Path | str:

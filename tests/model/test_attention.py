@@ -37,7 +37,7 @@ def test_in_steps_with_a_cache_is_the_same_as_in_one_go(steps):
     config, layer = attention()
     x_BSD = torch.randn(2, 10, 32)
     cos, sin = rope_table(torch.arange(10), config.head_width)
-    cache, parts, start = KVCache(config, batch=2, like=x_BSD), [], 0
+    cache, parts, start = KVCache(config, batch=2, length=16, like=x_BSD), [], 0
     for step in steps:
         now = slice(start, start := start + step)
         parts.append(layer(x_BSD[:, now], cos[now], sin[now], cache))
@@ -46,9 +46,9 @@ def test_in_steps_with_a_cache_is_the_same_as_in_one_go(steps):
 
 def test_a_full_cache_says_so():
     config, layer = attention()
-    cache = KVCache(config, batch=1, like=torch.zeros(1))
+    cache = KVCache(config, batch=1, length=16, like=torch.zeros(1))
     cos, sin = rope_table(torch.arange(17), config.head_width)
-    with pytest.raises(ValueError, match="17 positions do not fit into a context of 16"):
+    with pytest.raises(ValueError, match="17 positions do not fit into a cache of 16"):
         layer(torch.randn(1, 17, 32), cos, sin, cache)
 
 

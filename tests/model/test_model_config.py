@@ -4,46 +4,27 @@ import sys
 
 import pytest
 
-from course.model import PRESETS, ModelConfig, Transformer, active_parameters, total_parameters
-
-CONFIGS = {
-    **PRESETS,
-    "grouped": ModelConfig(vocab=50, width=24, layers=2, heads=6, kv_heads=2, mlp_width=30),
-    "tied": ModelConfig(vocab=50, width=16, layers=1, experts=3, top_k=3, expert_width=5, tied=True),
-}
+from course.model import PRESETS, ModelConfig
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_the_counted_parameters_are_the_models(name):
-    config = CONFIGS[name]
-    assert total_parameters(config) == sum(p.numel() for p in Transformer(config).parameters())
-
-
-def test_active_parameters_leave_out_the_experts_not_chosen():
-    config = CONFIGS["tiny-moe"]
-    model = Transformer(config)
-    one_expert = model.blocks[0].feed_forward.gate_up_EFD[0].numel() + model.blocks[0].feed_forward.down_EDI[0].numel()
-    idle = config.layers * (config.experts - config.top_k) * one_expert
-    assert active_parameters(config) == total_parameters(config) - idle
-
-
-def test_a_dense_model_is_all_active():
-    assert active_parameters(CONFIGS["grouped"]) == total_parameters(CONFIGS["grouped"])
-
-
-def test_the_dense_twin_lacks_only_the_router():
+def test_the_dense_twin_lacks_the_experts_alone():
     moe, dense = PRESETS["tiny-moe"], PRESETS["tiny-dense"]
     assert dense == moe.dense_twin()
-    assert active_parameters(moe) - active_parameters(dense) == moe.layers * moe.experts * moe.width
-
-
-def test_tiny_moe_has_about_two_million_parameters():
-    assert 1.9e6 < total_parameters(PRESETS["tiny-moe"]) < 2.2e6
+    assert dense == dataclasses.replace(moe, mlp_width=256, experts=0, top_k=0, expert_width=0)
 
 
 def test_an_unknown_preset_names_those_there_are():
     with pytest.raises(ValueError, match="no preset 'huge'; choose one of: tiny-moe, tiny-dense"):
         ModelConfig.preset("huge")
+
+
+def test_capitals_and_punctuation_of_a_presets_name_do_not_matter():
+    assert ModelConfig.preset("LLaMA 3.1 405B") is PRESETS["llama-3.1-405b"]
+
+
+def test_a_head_is_as_wide_as_the_config_says_or_the_width_over_the_heads():
+    assert ModelConfig(width=24, heads=4, mlp_width=1).head_width == 6
+    assert ModelConfig(width=25, heads=4, head_dim=10, mlp_width=1).head_width == 10
 
 
 @pytest.mark.parametrize(
@@ -56,6 +37,8 @@ def test_an_unknown_preset_names_those_there_are():
         ({"expert_width": 0}, "needs expert_width"),
         ({"mlp_width": 10}, "either mlp_width"),
         ({"experts": 0}, "either mlp_width"),
+        ({"head_dim": 5}, "the head width 5 must be even"),
+        ({"rope_layout": "thirds"}, "rope_layout 'thirds' is none of half, interleaved"),
         ({"capacity_factor": 0.0}, "capacity_factor must be positive"),
     ],
 )

@@ -55,7 +55,7 @@ def test_logits_and_gradients_equal_transformers_mixtral():
             parameter.mul_(4) if parameter.ndim > 1 else parameter.uniform_(0.5, 1.5)
     tokens_BS, direction = torch.randint(0, 61, (2, 17)), torch.randn(2, 17, 61)
     results = []
-    for logits in (ours(tokens_BS).logits_BSV, mixtral(ours)(tokens_BS).logits):
+    for logits in (ours(tokens_BS), mixtral(ours)(tokens_BS).logits):
         results.append([logits, *torch.autograd.grad(logits, list(ours.parameters()), direction)])
     for got, want in zip(*results, strict=True):
         assert (got - want).norm() <= 1e-5 * want.norm()
@@ -75,16 +75,16 @@ def test_the_loss_is_cross_entropy_and_the_weighted_balance_loss():
 
 
 def test_a_mixture_reports_one_routing_a_layer():
-    routings = model()(torch.zeros(2, 3, dtype=torch.int64)).routings
+    routings = model().outputs(torch.zeros(2, 3, dtype=torch.int64)).routings
     assert [r.indices_TK.shape for r in routings] == [(6, 2)] * 2
-    assert model(SMALL.dense_twin())(torch.zeros(2, 3, dtype=torch.int64)).routings == []
+    assert model(SMALL.dense_twin()).outputs(torch.zeros(2, 3, dtype=torch.int64)).routings == []
 
 
 def test_generating_with_a_cache_is_the_same_as_without():
     net, prompt = model(), [3, 14, 15, 9]
     tokens = list(prompt)
     for _ in range(15):
-        tokens.append(int(net(torch.tensor([tokens])).logits_BSV[0, -1].argmax()))
+        tokens.append(int(net(torch.tensor([tokens]))[0, -1].argmax()))
     assert list(net.generate(torch.tensor(prompt), 15, temperature=0.0)) == tokens[4:]
 
 

@@ -4,8 +4,9 @@ import pytest
 
 from course.training import log, trainer
 from course.training.checkpoint import Checkpoint
-from course.training.command import generate_command, train_command
+from course.training.command import train_command
 from course.training.errors import TrainingError
+from course.training.generation import generate_command
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,2 @@
+class PretrainedError(ValueError):
+    """Why a folder of weights cannot be read or written: one sentence, or one a line."""
