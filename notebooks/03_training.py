@@ -528,7 +528,19 @@ assert attention == square
 #
 # $$\text{FLOPs a token} = 6N + 3 \cdot 4 \cdot \text{heads} \cdot \text{head width} \cdot \text{layers} \cdot \frac{S+1}{2}$$
 #
-# Does that formula carry as far as a published figure? *Insights into DeepSeek-V3* (2025, Table 2) gives 250 GFLOP a token for its training at sequences of 4,096. From the published
+# That is what `course.model.train_flops_per_token` computes:
+
+# %%
+from course.model import train_flops_per_token
+
+by_hand = 6 * N + 3 * square * (config.context + 1) / (2 * config.context)
+assert by_hand == train_flops_per_token(config, config.context)
+print(
+    f"{by_hand:,.0f} FLOPs a token, ours and the course's; {by_hand * tokens / 1e9:.1f} GFLOP in a step of {tokens:,} tokens"
+)
+
+# %% [markdown]
+# Does the formula carry as far as a published figure? *Insights into DeepSeek-V3* (2025, Table 2) gives 250 GFLOP a token for its training at sequences of 4,096. From the published
 # shapes (report, section 4.2), with its latent attention, which units 06 and 07 explain:
 
 # %%
@@ -550,8 +562,6 @@ print(f"times 14.8e12 tokens: {14.8e12 * causal:.2e} FLOPs to train DeepSeek-V3 
 # Attention's share grows with the context, since every token meets more keys:
 
 # %%
-from course.model import active_parameters
-
 contexts = 2.0 ** torch.arange(7, 21)
 figure, axis = plt.subplots()
 per_key = 6 * config.heads * config.head_width * config.layers
@@ -671,9 +681,10 @@ axes[1].set(
 for edge in (seeds.min(), seeds.max()):
     axes[1].axvline(edge, color="black", linestyle="--", linewidth=1)
 plt.show()
-print(
-    f"mean {seeds.mean():.3f}, standard deviation {seeds.std():.3f}, from {seeds.min():.3f} to {seeds.max():.3f}: spread {seeds.max() - seeds.min():.3f}"
-)
+print(f"mean {seeds.mean():.3f}, standard deviation {seeds.std():.3f}, from {seeds.min():.3f} to {seeds.max():.3f}")
+widths = curves["both"].amax(0) - curves["both"].amin(0)
+told = [f"{width:.2f} after {step}" for step, width in zip(spreads["step"], widths.tolist(), strict=True)]
+print(f"spread: {', '.join(told)} steps")
 
 # %% [markdown]
 # *Figure: left, sixteen validation curves that run as one broad band. Right, their last values sorted, one dot a seed, between two dashed lines.*

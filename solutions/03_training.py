@@ -504,6 +504,8 @@ for name, peak in {"a tenth of the rate": 5e-4, "a rate 4 % higher": 5.2e-3}.ite
 # %%
 import time
 
+from course.model import train_flops_per_token
+
 count = mine("03.4")
 weights, attention = count(
     small.vocab,
@@ -521,6 +523,7 @@ weights, attention = count(
     small.context,
     True,
 )
+assert weights + attention == train_flops_per_token(small, small.context)
 begun = time.perf_counter()
 my_training(steps=20)
 speed = (weights + attention) * 20 * TOKENS / (time.perf_counter() - begun)
