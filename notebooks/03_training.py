@@ -227,10 +227,10 @@ for t in range(1, 21):
         some = some[g[some] > 0]
         axis = axes[t // 20]
         axis.loglog(g[some], moved[some], ".", markersize=1.5, alpha=0.6, label="AdamW")
-        axis.loglog([1e-9, 1], [1e-7, 100], color=COLOURS[1], label="SGD, lr 100 times as large")
+        axis.loglog([1e-9, 1], [1e-7, 100], color=COLOURS[1], label="SGD, 100 times the lr")
         axis.set(xlabel="size of the gradient", title=f"Step {t}", xlim=(1e-9, 1), ylim=(1e-4, 10))
 axes[0].set_ylabel("move, in learning rates")
-axes[0].legend(loc="lower right", markerscale=8)
+axes[0].legend(loc="center left", markerscale=8, fontsize=9)
 plt.show()
 
 # %% [markdown]
@@ -782,7 +782,10 @@ for n in (2, 3, 5, 8):
     a, b = two_hands(seeds, n)
     shares = [100 * resolved(a, b - push).double().mean().item() for push in pushes]
     axis.plot(pushes, shares, label=f"{n} seeds each")
-    print(f"{n} seeds each: {shares[0]:4.1f} % of identical arms called different")
+    half = next(push.item() for push, share in zip(pushes, shares, strict=True) if share >= 50)
+    print(
+        f"{n} seeds each: {shares[0]:4.1f} % of identical arms called different; sees {half:.3f} nats half of the time"
+    )
 axis.set(
     xlabel="true difference (nats)", ylabel="comparisons resolved (%)", title="What the rule can see", ylim=(0, 101)
 )
