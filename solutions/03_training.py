@@ -507,22 +507,9 @@ import time
 from course.model import train_flops_per_token
 
 count = mine("03.4")
-weights, attention = count(
-    small.vocab,
-    small.width,
-    small.layers,
-    small.heads,
-    small.kv_heads,
-    small.head_width,
-    small.mlp_width,
-    small.layers,
-    0,
-    0,
-    0,
-    0,
-    small.context,
-    True,
-)
+shapes = {name: getattr(small, name) for name in "vocab width layers heads kv_heads head_width context".split()}
+no_mixture = {"experts": 0, "k": 0, "shared": 0, "expert_width": 0}
+weights, attention = count(**shapes, **no_mixture, dense_width=small.mlp_width, dense_layers=small.layers, causal=True)
 assert weights + attention == train_flops_per_token(small, small.context)
 begun = time.perf_counter()
 my_training(steps=20)
