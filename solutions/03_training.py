@@ -507,7 +507,8 @@ import time
 from course.model import train_flops_per_token
 
 count = mine("03.4")
-shapes = {name: getattr(small, name) for name in "vocab width layers heads kv_heads head_width context".split()}
+names = ["vocab", "width", "layers", "heads", "kv_heads", "head_width", "context"]
+shapes = {name: getattr(small, name) for name in names}
 no_mixture = {"experts": 0, "k": 0, "shared": 0, "expert_width": 0}
 weights, attention = count(**shapes, **no_mixture, dense_width=small.mlp_width, dense_layers=small.layers, causal=True)
 assert weights + attention == train_flops_per_token(small, small.context)
