@@ -708,7 +708,8 @@ labels = {
 }
 for place, arm in enumerate(labels):
     eight = ends[arm][:8]
-    axis.plot(place + 0.04 * (torch.arange(8) - 3.5), eight, "o", color=COLOURS[place])
+    axis.plot(place + 0.04 * (torch.arange(1, 8) - 3.5), eight[1:], "o", color=COLOURS[place])
+    axis.plot(place, eight[0], "o", color=COLOURS[place], markerfacecolor="white")
     axis.hlines([eight.min(), eight.max()], place - 0.25, place + 0.25, color=COLOURS[place], linewidth=1)
     axis.text(place + 0.28, eight.mean(), f"s = {eight.std():.3f}", va="center", fontsize=9)
 axis.set(
@@ -723,7 +724,7 @@ for pair, verdict in spreads["sources"]["verdicts"].items():
     print(f"{pair:18s} {verdict}")
 
 # %% [markdown]
-# *Figure: four columns of eight dots each, with their lowest and highest marked and the standard deviation s beside them.*
+# *Figure: four columns of eight dots each, with their lowest and highest marked and the standard deviation s beside them. The hollow dot is the run of seed 0, which all four share.*
 #
 # RESULT-SOURCES
 #
@@ -776,24 +777,31 @@ def resolved(a, b):
     return (a.mean(1) - b.mean(1)).abs() > widest
 
 
-figure, axis = plt.subplots()
+def two_errors(a, b):
+    """Another rule: a difference of more than two standard errors."""
+    return (a.mean(1) - b.mean(1)).abs() > 2 * ((a.var(1) + b.var(1)) / a.shape[1]).sqrt()
+
+
+figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.4), sharey=True)
 pushes = torch.linspace(0, 0.16, 33, dtype=torch.float64)
-for n in (2, 3, 5, 8):
-    a, b = two_hands(seeds, n)
-    shares = [100 * resolved(a, b - push).double().mean().item() for push in pushes]
-    axis.plot(pushes, shares, label=f"{n} seeds each")
-    half = next(push.item() for push, share in zip(pushes, shares, strict=True) if share >= 50)
-    print(
-        f"{n} seeds each: {shares[0]:4.1f} % of identical arms called different; sees {half:.3f} nats half of the time"
-    )
-axis.set(
-    xlabel="true difference (nats)", ylabel="comparisons resolved (%)", title="What the rule can see", ylim=(0, 101)
-)
-axis.legend()
+for axis, rule in zip(axes, (resolved, two_errors), strict=True):
+    for n in (2, 3, 5, 8):
+        a, b = two_hands(seeds, n)
+        shares = [100 * rule(a, b - push).double().mean().item() for push in pushes]
+        axis.plot(pushes, shares, label=f"{n} seeds each")
+        half = next(push.item() for push, share in zip(pushes, shares, strict=True) if share >= 50)
+        print(
+            f"{rule.__name__:10s} {n} seeds each: {shares[0]:4.1f} % of identical arms; half of the time from {half:.3f} nats on"
+        )
+    axis.set(xlabel="true difference (nats)", ylim=(0, 101))
+axes[0].set(title="More than the larger spread", ylabel="called different (%)")
+axes[1].set(title="More than two standard errors")
+axes[1].legend(loc="lower right")
 plt.show()
 
 # %% [markdown]
-# *Figure: share of resolved comparisons against the true difference, for two, three, five and eight seeds. All curves rise from near zero; the one for two seeds starts clearly above it.*
+# *Figure: share of comparisons called different against the true difference, for two, three, five and eight seeds. On the left, by the rule of spreads, only the curve for two seeds starts clearly above zero, and more seeds move the curves to the right. On the right, by
+# two standard errors, all curves start above zero, and more seeds move them to the left.*
 #
 # RESULT-RULE
 #
@@ -918,40 +926,48 @@ plt.show()
 
 # %%
 def knobs(n=3, difference=0.05):
-    """What the rule says of two arms that truly differ, a thousand times over."""
+    """What two rules say of two arms that truly differ, four thousand times over."""
     draw = torch.Generator().manual_seed(n)
-    a = seeds.std() * torch.randn(4000, n, generator=draw, dtype=torch.float64)
-    b = seeds.std() * torch.randn(4000, n, generator=draw, dtype=torch.float64) - difference
-    sure, right = resolved(a, b), a.mean(1) > b.mean(1)
-    shares = [100 * s.double().mean().item() for s in (sure & right, ~sure, sure & ~right)]
-    _, axes = plt.subplots(1, 2, figsize=(9, 2.8), width_ratios=[2, 1])
-    for place, (arm, colour) in enumerate([(a, COLOURS[0]), (b, COLOURS[1])]):
-        axes[0].plot(arm[:12], torch.arange(12)[:, None].expand(12, n) + 0.2 * place, "o", color=colour, markersize=4)
+    a, b = seeds.std() * torch.randn(2, 4000, n, generator=draw, dtype=torch.float64)
+    b = b - difference
+    _, axes = plt.subplots(1, 2, figsize=(9, 2.8), width_ratios=[1.6, 1])
+    for arm, name, up in [(a, "first arm", 0), (b, "second arm, truly lower", 0.25)]:
+        places = torch.arange(12)[:, None].expand(12, n) + up
+        axes[0].plot(arm[:12].flatten(), places.flatten(), "o", markersize=4, label=name)
     axes[0].set(
-        xlabel="loss, from the mean of the first arm (nats)",
-        ylabel="comparison",
+        xlabel="loss, from the true mean of the first arm (nats)",
         title="Twelve comparisons",
-        xlim=(-0.25, 0.15),
+        yticks=[],
+        xlim=(-0.25, 0.12),
     )
-    axes[1].bar(["right arm", "not\nresolved", "wrong arm"], shares, color=[COLOURS[2], "#c0c6cc", COLOURS[1]])
-    axes[1].set(ylabel="%", ylim=(0, 100), title=f"{n} seeds, {difference:.2f} nats")
+    axes[0].legend(loc="upper left", fontsize=8, handletextpad=0)
+    right = a.mean(1) > b.mean(1)
+    for place, (name, rule) in enumerate({"spread": resolved, "two errors": two_errors}.items()):
+        sure = rule(a, b)
+        shares = [100 * share.double().mean().item() for share in (sure & right, ~sure, sure & ~right)]
+        axes[1].bar(torch.arange(3) + 0.4 * place, shares, width=0.38, label=name)
+    axes[1].set(
+        xticks=[0.2, 1.2, 2.2], xticklabels=["right arm", "not resolved", "wrong arm"], ylim=(0, 100), ylabel="%"
+    )
+    axes[1].set_title(f"{n} seeds, {difference:.2f} nats")
+    axes[1].legend(title="rule", fontsize=8, title_fontsize=8)
     plt.show()
 
 
 knobs()
 
 # %% [markdown]
-# *Figure: left, twelve simulated comparisons as two rows of dots each. Right, bars: how often the rule names the right arm, says "not resolved", or names the wrong one.*
+# *Figure: left, twelve simulated comparisons as two rows of dots each. Right, bars for two rules: how often each names the right arm, says "not resolved", or names the wrong one.*
 #
-# Run the next cell to drag them yourself (it needs a running notebook).
+# Run the next cell to drag the knobs yourself (it needs a running notebook).
 
 # %%
 from ipywidgets import FloatSlider, IntSlider, interact
 
-controls = interact(knobs, n=IntSlider(3, 1, 16), difference=FloatSlider(0.05, min=0, max=0.15, step=0.01))
+controls = interact(knobs, n=IntSlider(3, 2, 16), difference=FloatSlider(0.05, min=0, max=0.15, step=0.01))
 
 # %% [markdown]
-# Three things to try: one seed and no difference (what does the rule do with `n = 1`? In the lab, yours will refuse); the smallest n that finds 0.05 nine times in ten; and how large a difference must be for three seeds.
+# Three things to try: no difference at all (how often does either rule find one?); the smallest n with which two errors find 0.05 nine times in ten; and what raising n does to the rule of spreads.
 #
 # ## What we measured
 #

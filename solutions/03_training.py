@@ -133,6 +133,9 @@ check("03.1", adamw_step)
 # | `hold_until`, `decay`, `rest` | ints, tokens |
 # | returns | float, the learning rate |
 #
+# For example, with `peak=1.0, floor=0.2, last=0.1, warmup=4, hold_until=100, decay=40, rest=30` the rate is 0.25 at step 1, and later, after 100, 110, 120, 140, 169 and 170 tokens,
+# it is 1.0, 0.8828, 0.6, 0.2, 0.2 and 0.1.
+#
 # **Exercise 03.2** · difficulty 2 of 5 · 15 minutes · 10 points
 
 
@@ -191,6 +194,8 @@ check("03.2", learning_rate)
 # | returns `clipped` | list of the same length |
 # | returns `norm` | float32 tensor without dimensions: the norm as it was *before* clipping, infinite or NaN if it was |
 #
+# For example, the gradients `[3.0]`, None and `[4.0]` have the norm 5; with `max_norm=1.0` they become `[0.6]`, None and `[0.8]`.
+#
 # **Exercise 03.3** · difficulty 2 of 5 · 20 minutes · 10 points
 
 
@@ -241,6 +246,9 @@ check("03.3", clip_gradients)
 # |---|---|
 # | arguments | ints as named above, and `causal`, a bool |
 # | returns `weights`, `attention` | two ints: FLOPs of one token in training, forward and backward |
+#
+# For example, one dense layer with `vocab=10, width=4, heads=2, kv_heads=1, head_width=2, dense_width=6` has matrices of 48 + 72 numbers, and the head 40: 960 FLOPs in `weights`. At 3 tokens
+# a query meets 2 keys on average, and `attention` is 96; without the causal mask it is 144.
 #
 # **Exercise 03.4** · difficulty 3 of 5 · 25 minutes · 15 points
 
@@ -399,12 +407,16 @@ small = replace(
     kv_heads=2,
     mlp_width=128,
 )
-BATCH, STEPS = 8, 80
+BATCH, STEPS, LIMIT = 8, 80, 0.6
 TOKENS = BATCH * small.context  # of one step
 shape = {"peak": 5e-3, "floor": 5e-4, "last": 2e-4, "warmup": 10}
 shape |= {"hold_until": 45 * TOKENS, "decay": 25 * TOKENS, "rest": 5 * TOKENS}
+print(
+    f"{sum(p.numel() for p in Transformer(small).parameters()):,} parameters, {TOKENS} tokens a step, {len(data.train):,} to choose from"
+)
 
 
+# %%
 def gradients(model, seed, step):
     """The loss of one batch, and the gradient of every parameter, by name."""
     loss = model.loss(*training_batch(data, small.context, BATCH, seed, step)).total
@@ -423,7 +435,7 @@ def my_training(seed=0, peak=5e-3, steps=STEPS):
     for step in range(1, steps + 1):
         loss, grads = gradients(model, seed, step)
         rate = rate_of(step, (step - 1) * TOKENS, **shape | {"peak": peak})
-        clipped, norm = clip(list(grads.values()), 1.0)
+        clipped, norm = clip(list(grads.values()), LIMIT)
         grads = dict(zip(grads, clipped, strict=True))
         params, state = step_by_adamw(params, grads, state, decayed, rate, 0.9, 0.95, 1e-8, 0.1)
         model.load_state_dict(params)
@@ -449,7 +461,7 @@ for step in range(1, STEPS + 1):
         p.grad = grads[name]
     for group in optimizer.param_groups:
         group["lr"] = mine_told[step - 1, 1].item()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), LIMIT)
     optimizer.step()
     theirs.append(loss)
 apart = (mine_told[:, 0] - torch.tensor(theirs)).abs()
@@ -468,13 +480,13 @@ axes[0].legend()
 axes[1].plot(mine_told[:, 1] * 1e3)
 axes[1].set(xlabel="step", ylabel="learning rate (thousandths)", title="Your schedule", ylim=(0, None))
 axes[2].semilogy(mine_told[:, 2])
-axes[2].axhline(1.0, color="black", linestyle="--", linewidth=1)
+axes[2].axhline(LIMIT, color="black", linestyle="--", linewidth=1)
 axes[2].set(xlabel="step", ylabel="norm before clipping", title="Above the line: clipped")
 plt.show()
 
 # %% [markdown]
 # *Figure: three panels over the steps. Left, the loss of PyTorch's run as a thick line with yours as a thin one on top of it. Middle, the learning rate: up, flat, half a cosine
-# down, floor, and a last small drop. Right, the gradient's norm on a logarithmic axis with a dashed line at 1.*
+# down, floor, and a last small drop. Right, the gradient's norm on a logarithmic axis with a dashed line at the limit.*
 #
 # The two runs agree to the last digits at first, and drift apart as rounding errors grow: the lesson measured how far one changed bit can carry. Now the question that
 # this unit is about. Two arms of three seeds: your loop as it is, and with a twentieth of the learning rate; then once more with a rate that is almost the same.
