@@ -980,6 +980,6 @@ controls = interact(knobs, n=IntSlider(3, 2, 16), difference=FloatSlider(0.05, m
 # - Pascanu, Mikolov and Bengio 2013, *On the difficulty of training recurrent neural networks*, section 3.2: the clip.
 # - Kaplan et al. 2020, *Scaling Laws for Neural Language Models*, section 2.1: counting FLOPs.
 # - DeepSeek-AI 2024, *DeepSeek-V3 Technical Report*, section 4.2: every setting of the run.
-# - Bouthillier et al. 2021, *Accounting for Variance in Machine Learning Benchmarks*: the same question, asked of five fields.
+# - Bouthillier et al. 2021, *Accounting for Variance in Machine Learning Benchmarks*: the same question, asked of five tasks.
 #
 # **Now the lab:** `labs/03_training.ipynb`. You write an AdamW that skips what has no gradient, DeepSeek-V3's schedule, a clip that refuses bad steps, the FLOPs of any model of the family, the twin, and the rule.
