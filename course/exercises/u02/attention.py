@@ -36,8 +36,8 @@ def inputs(rng, number):
 
 
 def reference(q_BHSC, k_BHNC, v_BHNV, window):
-    S, N, C = q_BHSC.shape[2], k_BHNC.shape[2], q_BHSC.shape[3]
-    scores_BHSN = q_BHSC @ k_BHNC.transpose(-1, -2) / math.sqrt(C)
+    (_, _, S, C), (_, _, N, _) = q_BHSC.shape, k_BHNC.shape
+    scores_BHSN = q_BHSC @ k_BHNC.mT / math.sqrt(C)
     age_SN = torch.arange(N - S, N)[:, None] - torch.arange(N)
     hidden_SN = (age_SN < 0) | (age_SN >= window)
     return scores_BHSN.masked_fill(hidden_SN, -torch.inf).softmax(dim=-1) @ v_BHNV
@@ -243,7 +243,7 @@ EXERCISE = Exercise(
         Misconception(
             "not-scaled",
             not_scaled,
-            "It looks like scores that are not divided by sqrt(C). Without that they grow with the width and the softmax takes one key only.",
+            "It looks like scores that are not divided by sqrt(C). Without that they grow with the width, and the softmax takes one key.",
         ),
         Misconception(
             "divided-by-the-width",
@@ -268,7 +268,7 @@ EXERCISE = Exercise(
         Misconception(
             "exp-overflows",
             exp_overflows,
-            "It looks like a softmax by hand that overflows: exp(89) is infinite in float32. Subtract the largest score first, or use softmax.",
+            "It looks like an exponential that overflows: exp(89) is infinite in float32. Subtract the largest score first.",
         ),
         Misconception(
             "largest-of-the-hidden",

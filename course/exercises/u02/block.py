@@ -21,7 +21,9 @@ def inputs(rng, number):
     if number < len(EDGES):
         B, S, D, H, C, hidden, normed = EDGES[number]
     else:
-        B, S, H, pairs, hidden = (int(rng.integers(low, high)) for low, high in ((1, 4), (3, 9), (2, 5), (2, 5), (3, 12)))
+        B, S, H, pairs, hidden = (
+            int(rng.integers(low, high)) for low, high in ((1, 4), (3, 9), (2, 5), (2, 5), (3, 12))
+        )
         D, C, normed = int(rng.integers(5, 20)), 2 * pairs, bool(rng.integers(2))
 
     def matrix(rows, columns):
@@ -50,7 +52,7 @@ def reference(x_BSD, weights, heads, theta, eps):
     S = x_BSD.shape[1]
 
     def split(name, h_BSD):
-        return (h_BSD @ weights[name].T).unflatten(-1, (heads, -1)).transpose(1, 2)
+        return torch.einsum("bsd,hcd->bhsc", h_BSD, weights[name].unflatten(0, (heads, -1)))
 
     def normed(name, x):
         return rms_norm(x, weights[name], eps, False)
@@ -62,12 +64,12 @@ def reference(x_BSD, weights, heads, theta, eps):
     C = q_BHSC.shape[-1]
     q_BHSC, k_BHSC = (rope(t_BHSC, torch.arange(S), theta, C, "half") for t_BHSC in (q_BHSC, k_BHSC))
     y_BHSC = causal_attention(q_BHSC, k_BHSC, v_BHSC, S)
-    x_BSD = x_BSD + y_BHSC.transpose(1, 2).flatten(2) @ weights["output"].T
+    x_BSD = x_BSD + torch.einsum("bhsc,dhc->bsd", y_BHSC, weights["output"].unflatten(1, (heads, -1)))
     return x_BSD + swiglu(normed("feed_forward_norm", x_BSD), weights["gate_up"], weights["down"], "gate_up")
 
 
 def head_by_head(x_BSD, weights, heads, theta, eps):
-    B, S, D = x_BSD.shape
+    S = x_BSD.shape[1]
     C = weights["query"].shape[0] // heads
     h_BSD = rms_norm(x_BSD, weights["attention_norm"], eps, False)
     for head in range(heads):
@@ -155,7 +157,7 @@ def feed_forward_not_added(x_BSD, weights, heads, theta, eps):
 
 
 def heads_cut_across_tokens(x_BSD, weights, heads, theta, eps):
-    B, S, D = x_BSD.shape
+    B, S = x_BSD.shape[:2]
     h_BSD = rms_norm(x_BSD, weights["attention_norm"], eps, False)
     q, k, v = ((h_BSD @ weights[n].T).reshape(B, heads, S, -1) for n in ("query", "key", "value"))
     if "query_norm" in weights:
@@ -167,7 +169,7 @@ def heads_cut_across_tokens(x_BSD, weights, heads, theta, eps):
 
 
 def heads_joined_across_tokens(x_BSD, weights, heads, theta, eps):
-    B, S, D = x_BSD.shape
+    B, S = x_BSD.shape[:2]
     h_BSD = rms_norm(x_BSD, weights["attention_norm"], eps, False)
     q, k, v = ((h_BSD @ weights[n].T).unflatten(-1, (heads, -1)).transpose(1, 2) for n in ("query", "key", "value"))
     if "query_norm" in weights:
@@ -266,7 +268,7 @@ EXERCISE = Exercise(
         Misconception(
             "post-norm",
             post_norm,
-            "It looks like norms after the additions, as in the first transformer. Pre-norm: the part reads a normed copy, the sum stays as it is.",
+            "It looks like norms after the additions, as in 2017. Pre-norm: the part reads a normed copy, and the sum stays as it is.",
         ),
         Misconception(
             "no-residual",
@@ -282,7 +284,7 @@ EXERCISE = Exercise(
         Misconception(
             "in-parallel",
             in_parallel,
-            "It looks like both parts reading the same x, as in GPT-J. Here the feed-forward layer reads the stream after attention was added.",
+            "It looks like both parts reading the same x, as in GPT-J. Here the feed-forward layer reads the stream with attention added.",
         ),
         Misconception(
             "second-norm-missing",
@@ -297,7 +299,7 @@ EXERCISE = Exercise(
         Misconception(
             "heads-cut-across-tokens",
             heads_cut_across_tokens,
-            "It looks like a view as [B, heads, S, C]: that mixes tokens. Take each token's features apart, [B, S, heads, C], then transpose.",
+            "It looks like a view as [B, heads, S, C]: that mixes tokens. Split each token's features, [B, S, heads, C], then transpose.",
             "reczoo/FuxiCTR, issue 30: heads split by a view without a transpose",
         ),
         Misconception(
@@ -336,7 +338,7 @@ EXERCISE = Exercise(
         Misconception(
             "norms-exchanged",
             norms_exchanged,
-            "It looks like the two norms' weights in each other's place. attention_norm comes before attention, feed_forward_norm before SwiGLU.",
+            "It looks like the two norms' weights in each other's place. attention_norm is attention's, feed_forward_norm is SwiGLU's.",
         ),
     ),
     alternatives=(head_by_head,),

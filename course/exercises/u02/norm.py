@@ -227,7 +227,7 @@ EXERCISE = Exercise(
         Misconception(
             "one-scale-for-all",
             one_scale_for_all,
-            "It looks like one mean over the whole tensor. Every vector along the last dimension has a size of its own: dim=-1, keepdim=True.",
+            "It looks like one mean over the whole tensor. Every vector of the last dimension has its own size: dim=-1, keepdim=True.",
         ),
         Misconception(
             "left-wide",

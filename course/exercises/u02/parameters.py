@@ -5,7 +5,7 @@ import math
 from course.checking.compare import same
 from course.checking.exercise import Exercise, Misconception
 
-NAMES = "vocab width layers heads kv_heads head_width mlp_width qkv_bias qk_norm tied".split()
+NAMES = ["vocab", "width", "layers", "heads", "kv_heads", "head_width", "mlp_width", "qkv_bias", "qk_norm", "tied"]
 PUBLISHED = [
     (128_256, 16_384, 126, 128, 8, 128, 53_248, False, False, False),  # Llama-3.1-405B
     (152_064, 8_192, 80, 64, 8, 128, 29_568, True, False, False),  # Qwen2.5-72B
@@ -209,7 +209,7 @@ EXERCISE = Exercise(
         Misconception(
             "output-of-width-squared",
             output_of_width_squared,
-            "It looks like an output matrix of width x width. It takes what the query heads give, heads * head_width numbers, back to the width.",
+            "It looks like an output matrix of width x width. It leads from what the query heads give, heads * head_width, to the width.",
         ),
         Misconception(
             "two-matrices",
@@ -237,7 +237,7 @@ EXERCISE = Exercise(
         Misconception(
             "biases-of-the-width",
             biases_of_the_width,
-            "It looks like three biases as long as the width. A bias is as long as what its matrix gives: heads or kv_heads times head_width.",
+            "It looks like three biases of the width. A bias is as long as what its matrix gives: heads or kv_heads times head_width.",
         ),
         Misconception(
             "never-a-bias",
@@ -260,6 +260,6 @@ EXERCISE = Exercise(
     hints=(
         "Write down the shape of every matrix and vector of one layer, then of what stands outside the layers.",
         "Queries are heads * head_width wide, keys and values kv_heads * head_width; the output matrix leads from heads * head_width back.",
-        "attention: layers times (width, plus one with a bias, for each of (heads + 2 kv_heads) * head_width outputs, plus the output matrix).",
+        "Each of the (heads + 2 kv_heads) * head_width outputs costs width numbers, with a bias one more. Norms: 2 a layer, 1 at the end.",
     ),
 )

@@ -43,7 +43,7 @@ def reference(x_BHSC, positions_S, theta, rotary, layout):
 
 
 def as_complex_numbers(x_BHSC, positions_S, theta, rotary, layout):
-    B, H, S, C = x_BHSC.shape
+    B, H, S = x_BHSC.shape[:3]
     pairs = rotary // 2
     turning = x_BHSC[..., :rotary].double()
     if layout == "half":
@@ -288,8 +288,8 @@ EXERCISE = Exercise(
         Misconception(
             "backwards",
             turned_backwards,
-            "It looks like turning the other way round. The first of a pair becomes a cos - b sin. (Scores would be the same if "
-            "queries and keys both turned backwards; the vectors are not.)",
+            "It looks like turning the other way round: the first of a pair becomes a cos - b sin. Scores would not show it, since "
+            "queries and keys would both turn backwards.",
         ),
         Misconception(
             "new-first",

@@ -154,12 +154,12 @@ EXERCISE = Exercise(
         Misconception(
             "always-gate-first",
             always_gate_first,
-            "It looks like the first half taken for the gate in every layout. In up_gate it is the second half, in interleaved every second row.",
+            "It looks like the first half as the gate in every layout. In up_gate it is the second half, in interleaved every other row.",
         ),
         Misconception(
             "always-up-first",
             always_up_first,
-            "It looks like the second half taken for the gate in every layout. In gate_up it is the first half, in interleaved every second row.",
+            "It looks like the second half as the gate in every layout. In gate_up it is the first half, in interleaved every other row.",
         ),
         Misconception(
             "interleaved-as-halves",
