@@ -14,6 +14,7 @@ import argparse
 import json
 import math
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -235,19 +236,24 @@ def verdict(base: Sequence[float], other: Sequence[float], even_guess: float) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="write the results here, as JSON")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--source", default="code", help='"code", "prose", or a text file or folder')
     parser.add_argument("--work", type=Path, default=Path(".cache/block_parts"), help="where runs are kept")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no further run after so many seconds")
     args = parser.parse_args()
     assert "whole" in args.arms, "every arm is compared with the whole model: name it too"
     source = args.source if args.source in ("code", "prose") else Path(args.source)
     text = data.load(source, VOCAB, args.work)
 
-    runs = {
-        arm: [run(arm, settings_for(args.steps, seed), text, args.work) for seed in args.seeds] for arm in args.arms
-    }
+    runs, begun = {arm: [] for arm in args.arms}, time.monotonic()
+    for seed in args.seeds:
+        for arm in args.arms:
+            if time.monotonic() - begun > args.seconds:
+                print("Time is up; the same command goes on from here.")
+                return
+            runs[arm].append(run(arm, settings_for(args.steps, seed), text, args.work))
     losses = {arm: [result["validation"] for result in results] for arm, results in runs.items()}
     even_guess = math.log(text.tokenizer.vocab)
     verdicts = {arm: verdict(losses["whole"], losses[arm], even_guess) for arm in args.arms if arm != "whole"}
