@@ -3,7 +3,8 @@
     python benchmarks/block_parts.py [--out benchmarks/results/block_parts.json]
 
 Each arm is `course.model.Transformer` with one change (ARMS says which), trained on the embedded corpus with the same
-settings, the same batches in the same order, three seeds. One learning rate serves all arms; it was tuned for the whole
+settings, the same batches in the same order, three seeds. Where a norm stands is asked a second time of a narrow model of
+24 layers, since its case is one of depth. One learning rate serves all arms; it was tuned for the whole
 model, so an arm that would want another one looks worse than it could.
 
 The arm without a mask is measured twice: as it was trained, with the next token in plain sight, and with the mask back,
@@ -33,9 +34,9 @@ from course.training.trainer import TrainSettings, adamw, evaluate, take_step
 
 RULE = (
     "An arm's result is the validation loss after its last step, with the causal mask on, mean over the seeds; its spread "
-    "is the largest minus the smallest over the seeds. An arm differs from the whole model when the two means differ by "
-    "more than the larger of the two spreads; else, or with one seed, the comparison is not resolved. An arm of which a "
-    "seed ends with a loss that is not a number, or above that of an even guess, has diverged."
+    "is the largest minus the smallest over the seeds. An arm differs from the whole model of its depth when the two means "
+    "differ by more than the larger of the two spreads; else, or with one seed, the comparison is not resolved. An arm of "
+    "which a seed ends with a loss that is not a number, or above that of an even guess, has diverged."
 )
 SEEDS = (0, 1, 2)
 VOCAB = 1024  # token ids, learned from the text
@@ -176,7 +177,16 @@ ARMS: dict[str, tuple[Callable[[Transformer], None], str]] = {
     "no attention": (no_attention, "feed-forward layers alone: each token for itself"),
     "no feed-forward": (no_feed_forward, "attention alone"),
     "plain MLP": (plain_mlp, "two matrices and silu instead of three and a gate, equal parameters"),
+    "deep": (whole, "the whole model with 24 layers of width 64"),
+    "deep post-norm": (post_norm, "norm(x + part(x)) with 24 layers of width 64"),
 }
+SHALLOW = ModelConfig.preset("tiny-dense")
+DEEP = replace(SHALLOW, layers=24, width=64, mlp_width=128)
+
+
+def base_of(arm: str) -> str:
+    """The arm that an arm is compared with: the whole model of its depth."""
+    return "deep" if arm.startswith("deep") else "whole"
 
 
 def settings_for(steps: int, seed: int) -> TrainSettings:
@@ -195,7 +205,7 @@ def run(arm: str, settings: TrainSettings, text: data.Data, work: Path) -> dict:
     kept = work / f"{arm.replace(' ', '_')}-{settings.steps}-{settings.seed}-{text.key[:8]}.json"
     if kept.exists():
         return json.loads(kept.read_text())
-    config = replace(ModelConfig.preset("tiny-dense"), vocab=text.tokenizer.vocab)
+    config = replace(DEEP if base_of(arm) == "deep" else SHALLOW, vocab=text.tokenizer.vocab)
     model, steps, curve = build(arm, config, settings.seed), [], []
     optimizer = adamw(model, settings)
     for step in range(1, settings.steps + 1):
@@ -243,7 +253,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(".cache/block_parts"), help="where runs are kept")
     parser.add_argument("--seconds", type=float, default=math.inf, help="begin no further run after so many seconds")
     args = parser.parse_args()
-    assert "whole" in args.arms, "every arm is compared with the whole model: name it too"
+    assert all(base_of(arm) in args.arms for arm in args.arms), "every arm is compared with a whole model: name it too"
     source = args.source if args.source in ("code", "prose") else Path(args.source)
     text = data.load(source, VOCAB, args.work)
 
@@ -256,12 +266,14 @@ def main() -> None:
             runs[arm].append(run(arm, settings_for(args.steps, seed), text, args.work))
     losses = {arm: [result["validation"] for result in results] for arm, results in runs.items()}
     even_guess = math.log(text.tokenizer.vocab)
-    verdicts = {arm: verdict(losses["whole"], losses[arm], even_guess) for arm in args.arms if arm != "whole"}
+    others = [arm for arm in args.arms if arm != base_of(arm)]
+    verdicts = {arm: verdict(losses[base_of(arm)], losses[arm], even_guess) for arm in others}
 
     table = Table(title=f"Validation loss after {args.steps} steps, nats a token, mean over the seeds")
-    for name in ("arm", "loss", "against the whole", "largest spread", "verdict"):
+    for name in ("arm", "loss", "against the base", "largest spread", "verdict"):
         table.add_column(name, justify="left" if name == "arm" else "right")
-    table.add_row("whole", f"{statistics.mean(losses['whole']):.3f}", "", "", "")
+    for arm in sorted({base_of(arm) for arm in args.arms}):
+        table.add_row(arm, f"{statistics.mean(losses[arm]):.3f}", "", "", "")
     for arm, v in verdicts.items():
         table.add_row(arm, f"{v['mean']:.3f}", f"{v['loses_nats']:+.3f}", f"{v['largest_spread']:.3f}", v["verdict"])
     Console(width=110).print(table)
