@@ -132,15 +132,17 @@ def look(model: Transformer, text: data.Data) -> dict:
 
 
 def maps(model: Transformer, text: data.Data) -> dict:
-    """The attention of every head on one function, in hundredths, as rows that end at their own position."""
+    """The attention of every head on one function, in hundredths: a text a head, "100/37 63/..." row by row."""
     source = inspect.getsource(collections.UserString.find)
     ids = text.tokenizer.encode(source)
     weights = attention_weights(model, torch.tensor([ids]))[:, 0]
-    rows = [
-        [[[round(100 * w) for w in row[: i + 1]] for i, row in enumerate(head)] for head in layer]
-        for layer in weights.tolist()
-    ]
-    return {"source": source, "tokens": [text.tokenizer.decode([i]) for i in ids], "hundredths": rows}
+
+    def written(head: Tensor) -> str:
+        rows = (100 * head).round().int().tolist()
+        return "/".join(" ".join(map(str, row[: i + 1])) for i, row in enumerate(rows))
+
+    tokens = [text.tokenizer.decode([i]) for i in ids]
+    return {"source": source, "tokens": tokens, "hundredths": [[written(head) for head in layer] for layer in weights]}
 
 
 def verdict(differences: Sequence[float]) -> dict:
