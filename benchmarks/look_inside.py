@@ -9,7 +9,7 @@ heads    where each head's attention goes, on average: to the token itself, the 
 maps     the whole attention of the first seed on one function of the standard library, collections.UserString.find
 layouts  the loss with the pairs of RoPE read in the other layout
 beyond   the loss by position on windows four times as long as the context: as it is, with positions squeezed (linear
-         scaling) and with YaRN, neither of them trained for
+         scaling) and with YaRN, neither of them trained for; and the same tokens in a window that fits
 
 An interrupted record goes on where it stopped: checkpoints are kept in .cache/.
 """
@@ -35,9 +35,9 @@ from course.training.trainer import TrainSettings, train
 
 RULE = (
     "A difference is taken within a seed, and is resolved when its mean over the seeds exceeds the largest minus the "
-    "smallest over the seeds. Beyond the context: mean loss over the last quarter of windows four times as long, minus the "
-    "mean over the second half of the context. Layouts: loss in the other layout minus loss in the one trained with, within "
-    "the context."
+    "smallest over the seeds. Beyond the context: mean loss of the last 64 tokens of windows of 512, minus the loss of the "
+    "same tokens when the window begins 128 tokens before its end, as in training. Layouts: loss in the other layout minus "
+    "loss in the one trained with, within the context."
 )
 SEEDS = (0, 1, 2)
 VOCAB, CONTEXT, TIMES, BINS = 1024, 128, 4, 32
@@ -117,6 +117,8 @@ def look(model: Transformer, text: data.Data) -> dict:
     inputs, targets = windows(text.validation, WINDOWS, TIMES * CONTEXT)
     short = inputs[:, :CONTEXT], targets[:, :CONTEXT]
     other = changed(model, rope_layout="interleaved")
+    last, half = (inputs[:, -CONTEXT:], targets[:, -CONTEXT:]), CONTEXT // 2
+    at_home = losses(model, *last)[:, half:].mean()
     result = {
         "within": losses(model, *short).mean().item(),
         "other_layout": losses(other, *short).mean().item(),
@@ -127,7 +129,7 @@ def look(model: Transformer, text: data.Data) -> dict:
     for name, scaling in SCALINGS.items():
         each = losses(changed(model, context=TIMES * CONTEXT, rope_scaling=scaling), inputs, targets).mean(0)
         result["by_position"][name] = [round(part.mean().item(), 4) for part in each.chunk(BINS)]
-        result["beyond"][name] = (each[-CONTEXT:].mean() - each[CONTEXT // 2 : CONTEXT].mean()).item()
+        result["beyond"][name] = (each[-half:].mean() - at_home).item()
     return result
 
 
