@@ -14,7 +14,7 @@
 # # Lesson 02 · A transformer
 #
 # DeepSeek-V3 is one block, repeated 61 times (quoted: V3 report, section 4.2). Llama-3.1-405B is one block, repeated 126 times (quoted: Llama 3
-# report, Table 3). The model in this lesson is one block, repeated four times. Between 2017 and today that block has hardly changed, and every part of it is short
+# report, Table 3). The model in this lesson is one block, repeated twice. Between 2017 and today that block has hardly changed, and every part of it is short
 # enough to write in a few lines. So: **what does each part do, and what breaks without it?**
 #
 # In this lesson you build the parts in the open and hold each against `course.model`. Then you train the whole on Python source, look at what the parts
@@ -424,7 +424,7 @@ print(f"two SwiGLU features, largest error of the product: {(two_features - a * 
 # %% [markdown]
 # ## The stream
 #
-# Now the block, in two lines of substance. It must equal `course.model.Block`, and four of them with an embedding below and a head above must equal `course.model.Transformer`.
+# Now the block, in two lines of substance. It must equal `course.model.Block`, and a few of them with an embedding below and a head above must equal `course.model.Transformer`.
 
 
 # %%
@@ -461,7 +461,7 @@ with torch.no_grad():
 print("our block equals course.model.Block, and our model course.model.Transformer")
 
 # %% [markdown]
-# A language model, whole, in about forty lines. One question about it is left: why is the norm *beside* the stream and not on it, and why is there a stream at all? With four blocks nobody would notice. So take 24, untrained, and look at
+# A language model, whole, in about forty lines. One question about it is left: why is the norm *beside* the stream and not on it, and why is there a stream at all? With two blocks nobody would notice. So take 24, untrained, and look at
 # how large the numbers get on the way up, and how large the gradients on the way down.
 #
 # **Predict:** of the four designs below, which one will not reach layer 24?
@@ -506,3 +506,401 @@ axes[0].set(yscale="log", xlabel="layer", ylabel="root mean square", title="Size
 axes[1].set(yscale="log", xlabel="layer", ylabel="norm", title="Gradient of each layer's last matrix")
 axes[0].legend(loc="upper right", fontsize=9)
 plt.show()
+
+# %% [markdown]
+# *Figure: on the left the size of the stream by layer, on the right the gradient of each layer's down matrix, both on logarithmic axes. Without norms the size shoots up and is infinite after a few layers. With a norm and no stream, sizes are fine, and the
+# gradient of the first layer is thousands of times that of the last. Post-norm keeps the size at 1; its gradients differ by a factor of about 20. Pre-norm's stream grows slowly, and its gradients differ least.*
+#
+# Without a norm each SwiGLU roughly *squares* the size of what it reads: that is what a product of two features does, and squaring five times makes a thousand of a two and more than a number can hold soon after. Without a stream every gradient must
+# pass through every part on its way down. With a stream it can go straight: the derivative of $x + f(x)$ is $1 + f'(x)$, and the 1 is a road.
+#
+# Post-norm blocks that road 48 times, gently. Pre-norm never does, and pays with a stream that grows. That is why `course.model` draws the matrices that write to the stream smaller, by $\sqrt{2 \cdot \mathrm{layers}}$, the number of
+# things that are added (GPT-2 report, section 2.3).
+
+# %% [markdown]
+# ## It reads Python
+#
+# Enough of random numbers. Two blocks, 200 steps, on the standard library that came with this interpreter.
+
+# %%
+from dataclasses import replace
+
+from course.model import total_parameters
+from course.training.data import load, validation_batches
+from course.training.trainer import TrainSettings, train
+
+data = load("code", vocab=1024)
+config = replace(ModelConfig.preset("tiny-dense"), vocab=data.tokenizer.vocab, layers=2, context=128)
+settings = TrainSettings(steps=200, batch=16, warmup=20, evaluate_every=50, evaluation_sequences=64)
+model, rows = train(config, data, settings, progress=True)
+model.requires_grad_(False)
+print(f"{total_parameters(config):,} parameters, {rows[-1].tokens:,} tokens in {rows[-1].seconds:.0f} s")
+print(f"an even guess costs {math.log(config.vocab):.2f} nats a token")
+print("validation loss by step:", {row.step: round(row.validation, 2) for row in rows if row.validation})
+
+# %% [markdown]
+# ### What each part adds
+#
+# Four parts write to the stream: attention and SwiGLU, twice. Because they only ever add, we may stop after any of them, hold the head against the stream as it stands, and ask how well it would predict the next token.
+#
+# **Predict:** which of the four parts lowers the loss most?
+
+# %%
+inputs_BS, targets_BS = validation_batches(data, 128, sequences=32, batch=32)[0]
+_, seen = run(model, inputs_BS)
+stages = {"embedding": seen[0]["before"]}
+for layer, inside in enumerate(seen):
+    stages[f"attention {layer}"] = inside["before"] + inside["attention"]
+    stages[f"SwiGLU {layer}"] = inside["after"]
+
+
+def loss_if_stopped(x_BSD):
+    return F.cross_entropy(model.head(model.norm(x_BSD)).flatten(0, 1), targets_BS.flatten()).item()
+
+
+length = lambda x_BSD: x_BSD.norm(dim=-1).mean().item()  # noqa: E731
+figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.3))
+added = {
+    f"{part} {layer}": length(inside[part]) for layer, inside in enumerate(seen) for part in ("attention", "SwiGLU")
+}
+axes[0].bar(stages.keys(), [length(x_BSD) for x_BSD in stages.values()], color="#c6dbef", label="the stream there")
+axes[0].bar(added.keys(), added.values(), width=0.4, color=BLUE, label="what the part added")
+axes[0].set(ylabel="length of the vector", title="Who writes how much")
+axes[0].legend()
+axes[1].plot(stages.keys(), [loss_if_stopped(x_BSD) for x_BSD in stages.values()], "o-", color=ORANGE)
+axes[1].set(ylabel="loss (nats a token)", title="The loss if we stopped here")
+for axis in axes:
+    axis.tick_params(axis="x", rotation=20)
+plt.show()
+for name, x_BSD in stages.items():
+    share = (x_BSD.mean(-1) ** 2 / x_BSD.pow(2).mean(-1)).mean()
+    print(f"{name:12s} loss {loss_if_stopped(x_BSD):.2f}, mean of the features: {share:.1%} of the mean square")
+
+# %% [markdown]
+# *Figure: on the left, for each stage, the length of the stream and of what was just added; the first SwiGLU adds most. On the right the loss when the head is held against each stage: it falls at every part.*
+#
+# The head was never trained to read the stream half way, and yet it can: all parts write in one language. (This view is known as the *logit lens*.) And look at the last column: the mean of the features is about one
+# percent of their mean square. That is all that LayerNorm would have removed, and why RMSNorm can leave it in and save the work.
+
+# %% [markdown]
+# ### Who looks at whom
+#
+# Here is a real function from a file that the model has not read. For each head, where does its attention go: to the token itself, to the one before, to the first? The last column is a subtler habit. If the current token has occurred before,
+# how much attention goes to the token that *followed* it then? A head that does this can copy: it is called an *induction head* (Olsson et al. 2022).
+#
+# **Predict:** four heads in each of two layers, 200 steps old. Do they differ?
+
+# %%
+import collections
+import inspect
+
+source = inspect.getsource(collections.UserString.find)
+print(source)
+
+
+def habits(weights_BHSS, tokens_BS):
+    """Mean attention of each head to itself, the one before, the first; after an earlier copy; and the keys in use."""
+    S = tokens_BS.shape[1]
+    copies = tokens_BS[:, :, None] == tokens_BS[:, None, :]
+    after = F.pad(copies, (1, 0))[:, :, :-1] & torch.ones(S, S, dtype=torch.bool).tril()
+    return {
+        "itself": weights_BHSS.diagonal(0, -2, -1)[..., 8:].mean((0, 2)),
+        "one before": weights_BHSS.diagonal(-1, -2, -1)[..., 8:].mean((0, 2)),
+        "first": weights_BHSS[..., 8:, 0].mean((0, 2)),
+        "induction": (weights_BHSS * after[:, None]).sum((0, 2, 3)) / after.any(-1).sum(),
+        "keys in use": torch.special.entr(weights_BHSS).sum(-1).exp()[..., 8:].mean((0, 2)),
+    }
+
+
+for layer, inside in enumerate(seen):
+    for name, values_H in habits(inside["weights"], inputs_BS).items():
+        numbers = "  ".join(f"{value:5.2f}" if value < 10 else f"{value:5.1f}" for value in values_H)
+        print(f"layer {layer}, heads 0 to 3   {name:12s} {numbers}")
+
+# %%
+ids = data.tokenizer.encode(source)
+names = [data.tokenizer.decode([i]).replace("\n", "↵").replace(" ", "·")[-9:] for i in ids]
+_, inside = run(model, torch.tensor([ids]))
+
+
+def show_heads(pictures, names, rows=range(0, 40)):
+    """Attention of some heads over the same stretch of tokens; pictures: title -> [S, S]."""
+    _, axes = plt.subplots(1, len(pictures), figsize=(4.9 * len(pictures), 5.2), sharey=True)
+    first, last = rows[0], rows[-1] + 1
+    for axis, (title, weights_SS) in zip(axes, pictures.items(), strict=True):
+        axis.imshow(weights_SS[first:last, first:last] ** 0.5, cmap="Blues", vmin=0, vmax=1)
+        ticks = range(last - first)
+        axis.set_xticks(ticks, names[first:last], rotation=90, fontsize=7, family="monospace")
+        axis.set_yticks(ticks, names[first:last], fontsize=7, family="monospace")
+        axis.set(title=title, xlabel="looked at")
+        axis.grid(visible=False)
+    axes[0].set(ylabel="token that looks")
+    plt.show()
+
+
+show_heads({f"200 steps: layer {layer}, head 0": inside[layer]["weights"][0, 0] for layer in (0, 1)}, names)
+
+# %% [markdown]
+# *Figure: attention of head 0 of both layers over the first forty tokens of the function, tokens as labels (· is a space, ↵ a new line; the darker, the more attention). In the first layer every token looks at the whole past about equally; in the second the
+# weight lies near the diagonal, on the last few tokens.*
+#
+# They hardly differ yet: the first layer takes the mean of everything, the second looks at its neighbours. What would become of them? The same model was trained ten times longer, with three seeds, and its attention on the same function kept:
+
+# %%
+import json
+
+from course.authoring.places import root
+
+
+def recorded(name):
+    """A recorded experiment: what was run, where and when, and what came out."""
+    record = json.loads((root() / "benchmarks" / "results" / f"{name}.json").read_text())
+    print(
+        f"recorded: {record['command']}, {record['date']}, {record['machine']['cores']} cores ({record['machine']['cpu']})"
+    )
+    return record
+
+
+older = recorded("look_inside")
+print(f"{older['steps']:,} steps; loss by seed", [round(run["within"], 2) for run in older["runs"]])
+figure, axes = plt.subplots(1, 3, figsize=(9.5, 2.6))
+for axis, habit in zip(axes, ("previous", "first", "induction"), strict=True):
+    grid = torch.tensor([run["habits"][habit] for run in older["runs"]]).flatten(0, 1)
+    axis.imshow(grid, cmap="Blues", vmin=0, vmax=0.7, aspect="auto")
+    for (row, column), value in zip(
+        torch.cartesian_prod(torch.arange(6), torch.arange(4)).tolist(), grid.flatten(), strict=True
+    ):
+        axis.text(
+            column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color="white" if value > 0.4 else "black"
+        )
+    labels = [f"seed {run['seed']}, layer {layer}" for run in older["runs"] for layer in (0, 1)]
+    axis.set_yticks(range(6), labels if habit == "previous" else [""] * 6)
+    axis.set(title=habit, xlabel="head", xticks=range(4))
+    axis.grid(visible=False)
+plt.show()
+
+# %% [markdown]
+# *Figure: three grids of numbers, two layers of three seeds down, four heads across: mean attention to the previous token, to the first token, and to the token after an earlier copy.*
+
+
+# %%
+def picture(layer, head):
+    """The recorded attention of one head as a matrix."""
+    rows = [[float(w) for w in row.split()] for row in older["maps"]["hundredths"][layer][head].split("/")]
+    return torch.tensor([row + [0.0] * (len(rows) - len(row)) for row in rows]) / 100
+
+
+def strongest(habit, layer):
+    """The head of the first seed with most of a habit in a layer."""
+    return int(torch.tensor(older["runs"][0]["habits"][habit][layer]).argmax())
+
+
+older_names = [token.replace("\n", "↵").replace(" ", "·")[-9:] for token in older["maps"]["tokens"]]
+chosen = {"previous": (0, strongest("previous", 0)), "induction": (1, strongest("induction", 1))}
+show_heads(
+    {f"2,000 steps: layer {layer}, head {head}": picture(layer, head) for layer, head in chosen.values()},
+    older_names,
+    rows=range(len(older_names) - 40, len(older_names)),
+)
+
+# %% [markdown]
+# *Figure: the last forty tokens of the same function, seen by two heads of the older model: the head of the first layer that looks most at the token before, and the head of the second layer that looks most at what followed an earlier copy.*
+
+# %% [markdown]
+# ### What a gate opens for
+#
+# A SwiGLU of our model has 256 features. Each has a gate, which reads the stream, and a column of the down matrix, which is what it writes there. For the gates that open *seldom*: which tokens open them, and
+# which next tokens does the write that follows favour? (Held against the head, as above.)
+#
+# **Predict:** what might a feature of a model that reads Python be about?
+
+# %%
+from collections import Counter
+
+
+def describe_gates(layer, count=8):
+    """For the most selective gates of a layer: the tokens that open them widest, and what they write in favour of."""
+    part, tokens_T = model.blocks[layer].feed_forward, inputs_BS.flatten()
+    h_TD = model.blocks[layer].feed_forward_norm(stages[f"attention {layer}"]).flatten(0, 1)
+    gate_TI, up_TI = (h_TD @ part.gate_up_FD.T).chunk(2, dim=-1)
+    open_TI = F.silu(gate_TI)
+    peaked_I = ((open_TI - open_TI.mean(0)) ** 4).mean(0) / open_TI.var(0) ** 2
+    say = lambda ids: " ".join(repr(data.tokenizer.decode([i])) for i in ids)  # noqa: E731
+    for feature in peaked_I.topk(count).indices.tolist():
+        widest_T = open_TI[:, feature].topk(40).indices
+        direction_D = part.down_DI[:, feature] * up_TI[widest_T, feature].mean().sign() * model.norm.weight
+        favoured = (model.head.weight @ direction_D).topk(4).indices.tolist()
+        opens = Counter(tokens_T[widest_T].tolist()).most_common(3)
+        share = sum(number for _, number in opens) / 40
+        print(f"{feature:4d}  {share:4.0%} of its widest: {say(i for i, _ in opens):40s} writes for {say(favoured)}")
+    print(f"gates that are negative, so nearly closed: {(gate_TI < 0).float().mean():.0%}")
+
+
+describe_gates(layer=0)
+
+# %% [markdown]
+# Each row is one feature: the three commonest tokens among its forty widest openings, and then the tokens that its write makes likelier. Some read like little rules, such as a feature that opens after `self` and writes a dot. The feed-forward layer has
+# been described as a memory of keys and values (Geva et al. 2021, section 2), and at this size one can nearly read it.
+
+# %% [markdown]
+# ### When positions go wrong
+#
+# Two questions about RoPE are still open. First: a checkpoint whose pairs are read in the wrong layout.
+#
+# **Predict:** the loss was about 4 nats. What is it with the right weights and the wrong pairs?
+
+# %%
+wrong = Transformer(replace(config, rope_layout="interleaved"))
+wrong.load_state_dict(model.state_dict())
+converted = Transformer(wrong.config)
+weights = model.state_dict()
+for name in weights:
+    if name.endswith(("query.weight", "key.weight")):  # sort the rows of each head: 0, 16, 1, 17, ...
+        weights[name] = weights[name].unflatten(0, (4, 2, 16)).transpose(1, 2).flatten(0, 2)
+converted.load_state_dict(weights)
+with torch.no_grad():
+    for name, reader in {"as trained": model, "wrong pairs": wrong, "rows sorted": converted}.items():
+        logits_BSV = reader(inputs_BS)
+        print(f"{name:12s} {F.cross_entropy(logits_BSV.flatten(0, 1), targets_BS.flatten()):.3f} nats  (measured here)")
+    torch.testing.assert_close(logits_BSV, model(inputs_BS), atol=1e-4, rtol=1e-4)
+pairs = older["verdicts"]["other layout"]
+print(
+    f"after 2,000 steps wrong pairs cost {pairs['mean']:.2f} nats, seeds spread over {pairs['spread']:.2f}  (recorded)"
+)
+
+# %% [markdown]
+# No exception, no warning, a worse model: the sort of fault that only a comparison finds. Here each head's rows were sorted, and all is well again. In lab 02 you write both layouts.
+#
+# Second: **beyond the trained context**. RoPE can turn by any angle. Our model has read windows of 128 tokens. Give the older one 512.
+#
+# **Predict:** what happens to the loss at position 129?
+
+# %%
+figure, axis = plt.subplots()
+labels = {"as it is": "as it is", "linear": "positions squeezed by 4", "yarn": "YaRN, factor 4"}
+for (name, label), colour in zip(labels.items(), (ORANGE, GREEN, BLUE), strict=True):
+    curves = torch.tensor([run["by_position"][name] for run in older["runs"]])
+    at = 512 / curves.shape[1] * (torch.arange(curves.shape[1]) + 0.5)
+    axis.plot(at, curves.mean(0), color=colour, label=label)
+    axis.fill_between(at, curves.amin(0), curves.amax(0), color=colour, alpha=0.2, linewidth=0)
+axis.axvline(128, color="black", linewidth=1, linestyle="--")
+axis.text(132, axis.get_ylim()[1], "end of the windows in training", va="top", fontsize=9)
+axis.set(xlabel="position (tokens)", ylabel="loss (nats a token)", title="Beyond the trained context (recorded)")
+axis.legend(loc="upper right", bbox_to_anchor=(1, 0.9))
+plt.show()
+for name, label in labels.items():
+    v = older["verdicts"][f"beyond, {name}"]
+    says = "resolved" if v["resolved"] else "not resolved"
+    print(f"{label:24s} last 64 of 512 tokens: {v['mean']:+.2f} nats, spread {v['spread']:.2f}, {says}")
+
+# %% [markdown]
+# *Figure: loss against position, means over three seeds with a band from the lowest to the highest; a dashed line where the training windows ended.*
+
+# %% [markdown]
+# ## Take one out
+#
+# So each part does something. Which of them *matter*? The same two-block model was trained with one thing changed at a time, three seeds each; and once more at 24 layers, since the norm's place was a question of depth. The rule stood before the
+# runs:
+
+# %%
+parts = recorded("block_parts")
+print(parts["rule"])
+
+# %%
+losses = {arm: [run["validation"] for run in about["runs"]] for arm, about in parts["arms"].items()}
+order = sorted((arm for arm in losses if not arm.startswith("deep")), key=lambda arm: sum(losses[arm]))
+figure, axis = plt.subplots(figsize=(8.5, 4))
+for row, arm in enumerate(order):
+    resolved = arm != "whole" and parts["verdicts"][arm]["verdict"] != "not resolved"
+    colour = BLUE if arm == "whole" else "#9ecae1" if resolved else "#d9d9d9"
+    axis.barh(row, sum(losses[arm]) / 3, color=colour, height=0.7)
+    axis.plot(losses[arm], [row] * 3, "|", color="black", markersize=9)
+axis.axvline(sum(losses["whole"]) / 3, color=BLUE, linewidth=1, linestyle="--")
+axis.axvline(parts["even_guess"], color="black", linewidth=1, linestyle=":")
+axis.text(parts["even_guess"] - 0.03, 0, "an even guess", ha="right", va="center", fontsize=9)
+axis.set_yticks(range(len(order)), order)
+axis.set(xlim=(3, 7.1), xlabel="validation loss (nats a token); marks are seeds", title="One part changed (recorded)")
+axis.grid(axis="y", visible=False)
+plt.show()
+for arm, v in parts["verdicts"].items():
+    print(f"{arm:16s} {v['mean']:.2f} nats: {v['loses_nats']:+.3f}, spread {v['largest_spread']:.3f}, {v['verdict']}")
+peeking = [round(run["as_trained"][-1], 2) for run in parts["arms"]["no mask"]["runs"]]
+print("no mask, measured as it was trained, the answer in sight:", peeking)
+
+# %% [markdown]
+# *Figure: bars of validation loss, one for each change, sorted; marks are the three seeds; grey where the difference from the whole is not resolved; a dashed line at the whole model, a dotted one at an even guess.*
+
+# %% [markdown]
+# ## Where the parameters are
+#
+# Norms and RoPE are most of the ideas and none of the weight. Built on PyTorch's *meta* device, which has shapes and no memory, even the largest models can be asked where their parameters are:
+#
+# **Predict:** which part of Llama-3.1-405B has four fifths of it? And of our little one?
+
+# %%
+groups = {"embedding and head": ("embedding", "head"), "attention": ("attention.",), "SwiGLU": ("feed_forward.",)}
+shapes = {"this lesson's": config} | {name: ModelConfig.preset(name) for name in ("Qwen2.5-72B", "Llama-3.1-405B")}
+figure, axis = plt.subplots(figsize=(8.5, 2.6))
+for row, (name, shape) in enumerate(shapes.items()):
+    with torch.device("meta"):
+        sizes = {key: p.numel() for key, p in Transformer(shape).named_parameters()}
+    total, left = sum(sizes.values()), 0.0
+    for (group, marks), colour in zip(groups.items(), (YELLOW, ORANGE, GREEN), strict=True):
+        share = sum(n for key, n in sizes.items() if any(m in key for m in marks) and "norm" not in key) / total
+        axis.barh(row, share, left=left, color=colour, label=group if row == 0 else None)
+        ink, place = ("white", left + share / 2) if share > 0.02 else ("black", left + share / 2)
+        axis.text(place, row, f"{share:.0%}", ha="center", va="center", color=ink, weight="bold")
+        left += share
+    axis.text(1.01, row, f"{total:,}", va="center")
+    print(f"{name:15s} norms: {1 - left:.4%}")
+axis.set_yticks(range(3), shapes)
+axis.set(xlim=(0, 1.28), xticks=[], title="Share of the parameters")
+axis.invert_yaxis()
+axis.grid(visible=False)
+axis.legend(ncols=3, loc="upper left", bbox_to_anchor=(0, -0.02))
+plt.show()
+
+# %% [markdown]
+# *Figure: three bars cut into embedding and head, attention and SwiGLU, with the number of parameters behind each. In the little model the vocabulary takes nearly half; in the largest, SwiGLU takes 81 %, attention 18 %, and the vocabulary 1 %.*
+#
+# If you want a model to own more than it uses, that green part is the one to work on. Unit 04 cuts it into experts.
+
+# %% [markdown]
+# ## Turn the knobs
+#
+# How slow should the slowest pair be? Llama 3 raised theta from 10,000 to 500,000 to carry longer contexts (quoted: Llama 3 report, section 3.2). Below, each dot is a pair. Those under the line come round at
+# least once within the context, so that some distances look alike to them; those above see each distance as an angle of its own.
+
+# %%
+from course.model import rope_speeds
+
+
+def knobs(theta=10_000, context=128, head_width=32):
+    turn_P = 2 * math.pi / rope_speeds(head_width, float(theta))
+    pair_P, slow_P = torch.arange(head_width // 2), turn_P > context
+    _, axis = plt.subplots(figsize=(7.5, 3))
+    axis.plot(pair_P[~slow_P], turn_P[~slow_P], "o", color=ORANGE, label="comes round within the context")
+    axis.plot(pair_P[slow_P], turn_P[slow_P], "o", color=BLUE, label="does not")
+    axis.axhline(context, color="black", linestyle="--", linewidth=1)
+    title = f"{int(slow_P.sum())} of {len(pair_P)} pairs do not come round"
+    axis.set(yscale="log", xlabel="pair", ylabel="tokens a turn", title=title)
+    axis.legend(loc="upper left")
+    plt.show()
+
+
+knobs(theta=500_000, context=8192, head_width=128)
+
+# %% [markdown]
+# *Figure: tokens a turn for the 64 pairs of a Llama 3 head, a straight line on a logarithmic axis from 6 to some millions; a dashed line at the context of 8,192.*
+#
+# Run the next cell to drag them yourself (it needs a running notebook).
+
+# %%
+from ipywidgets import SelectionSlider, interact
+
+controls = interact(
+    knobs,
+    theta=SelectionSlider(options=[100, 1000, 10_000, 100_000, 500_000, 1_000_000], value=10_000),
+    context=SelectionSlider(options=[128, 512, 2048, 8192, 32_768, 131_072], value=2048),
+    head_width=SelectionSlider(options=[32, 64, 128], value=128),
+)
