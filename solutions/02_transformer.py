@@ -376,7 +376,7 @@ check("02.6", count_dense_model)
 #
 # No exercise here: run the cells. `mine("02.1")` is your own function once it has passed, and the course's until then.
 #
-# First something to load. The course's trainer makes a small model that reads Python: tiny-dense, sixty steps, some ten seconds.
+# First something to load. The course's trainer makes the lesson's little model, two blocks that read Python: 150 steps, some ten seconds.
 
 # %%
 from dataclasses import replace
@@ -386,8 +386,8 @@ from course.training.data import load, validation_batches
 from course.training.trainer import TrainSettings, train
 
 data = load("code", vocab=1024)
-config = replace(ModelConfig.preset("tiny-dense"), vocab=data.tokenizer.vocab)
-settings = TrainSettings(steps=60, warmup=15, evaluate_every=30, evaluation_sequences=16)
+config = replace(ModelConfig.preset("tiny-dense"), vocab=data.tokenizer.vocab, layers=2, context=128)
+settings = TrainSettings(steps=150, batch=16, warmup=20, evaluate_every=75, evaluation_sequences=32)
 theirs, rows = train(config, data, settings, progress=True)
 print(f"trained by the course: {rows[-1].validation:.2f} nats a token, an even guess is {math.log(config.vocab):.2f}")
 
@@ -423,14 +423,14 @@ def my_model(tokens_BS, block=my_block):
 # **Predict:** how near will your logits be to those of the model that the course trained?
 
 # %%
-tokens_BS, targets_BS = validation_batches(data, config.context, sequences=4)[0]
+tokens_BS, targets_BS = validation_batches(data, config.context, sequences=16)[0]
 with torch.no_grad():
     wanted_BSV, got_BSV = theirs(tokens_BS), my_model(tokens_BS)
 torch.testing.assert_close(got_BSV, wanted_BSV, atol=1e-4, rtol=1e-4)
 print(f"the same logits, {tuple(got_BSV.shape)}; the largest difference is {(got_BSV - wanted_BSV).abs().max():.0e}")
 
 # %% [markdown]
-# The same model, then, and every number in it went through functions that you wrote. Let it write a little Python. After 120 thousand tokens it knows
+# The same model, then, and every number in it went through functions that you wrote. Let it write a little Python. After 300 thousand tokens it knows
 # what Python looks like, and not much of what it means.
 
 # %%
@@ -466,7 +466,7 @@ def loss_with(window):
         return F.cross_entropy(my_model(tokens_BS, block).flatten(0, 1), targets_BS.flatten()).item()
 
 
-windows = [1, 2, 3, 4, 8, 16, 32, 64, 128, 256]
+windows = [1, 2, 3, 4, 8, 16, 32, 64, 128]
 losses = [loss_with(window) for window in windows]
 figure, axis = plt.subplots()
 axis.plot(windows, losses, "o-")
