@@ -13,15 +13,17 @@
 # %% [markdown]
 # # Lesson 02 · A transformer
 #
-# DeepSeek-V3 is one block, repeated 61 times (quoted: V3 report, section 4.2). Llama-3.1-405B is one block, repeated 126 times (quoted: Llama 3
-# report, Table 3). The model in this lesson is one block, repeated twice. Between 2017 and today that block has hardly changed, and every part of it is short
-# enough to write in a few lines. So: **what does each part do, and what breaks without it?**
+# DeepSeek-V3 is one block, repeated 61 times (quoted: V3 report, section 4.2). Llama-3.1-405B is one block, repeated 126 times
+# (quoted: Llama 3 report, Table 3). The model in this lesson is one block, repeated twice. Between 2017 and today that block has
+# hardly changed, and every part of it is short enough to write in a few lines. So: **what does each part do, and what breaks
+# without it?**
 #
-# In this lesson you build the parts in the open and hold each against `course.model`. Then you train the whole on Python source, look at what the parts
-# do to a file it has not seen, and take them out one by one.
+# In this lesson you build the parts in the open and hold each against `course.model`. Then you train the whole on Python source,
+# look at what the parts do to a file it has not seen, and take them out one by one.
 #
-# About 50 minutes. Names carry their shape: **B** sequences, **S** positions in each (**N** where keys are counted), **D** width of the model, **H** heads, **C** features of a
-# head, **P** = C/2 pairs, **I** hidden width of the feed-forward layer, **F** = 2I, **V** vocabulary.
+# About 50 minutes. Names carry their shape: **B** sequences, **S** positions in each (**N** where keys are counted), **D** width
+# of the model, **H** heads, **C** features of a head, **P** = C/2 pairs, **I** hidden width of the feed-forward layer, **F** =
+# 2I, **V** vocabulary.
 
 # %% tags=["setup"]
 try:
@@ -45,8 +47,9 @@ print("course", course.__version__, "· torch", torch.__version__.split("+")[0])
 # %% [markdown]
 # ## The plan of a block
 #
-# A token enters as a vector of D numbers, its row of the embedding matrix. From there on it is a *stream*: each part of each block reads the stream, and **adds** something to it. At
-# the end one matrix turns the stream into a score for every token that might come next.
+# A token enters as a vector of D numbers, its row of the embedding matrix. From there on it is a *stream*: each part of each
+# block reads the stream, and **adds** something to it. At the end one matrix turns the stream into a score for every token that
+# might come next.
 
 # %%
 figure, axis = plt.subplots(figsize=(9.5, 2.7))
@@ -73,10 +76,11 @@ axis.axis("off")
 plt.show()
 
 # %% [markdown]
-# *Figure: a thick arrow from left to right, the stream. Twice a line leaves it upwards, passes through a norm and then through attention or SwiGLU, and comes back down to be
-# added. Nothing stands on the stream itself.*
+# *Figure: a thick arrow from left to right, the stream. Twice a line leaves it upwards, passes through a norm and then through
+# attention or SwiGLU, and comes back down to be added. Nothing stands on the stream itself.*
 #
-# Attention also needs to know where tokens stand: that is RoPE's work. Norm, RoPE, attention, SwiGLU, and the stream: five ideas. One at a time.
+# Attention also needs to know where tokens stand: that is RoPE's work. Norm, RoPE, attention, SwiGLU, and the stream: five ideas.
+# One at a time.
 
 # %% [markdown]
 # ## The norm
@@ -100,9 +104,10 @@ for size in (0.01, 1.0, 100.0):
     print(f"root mean square {before.pow(2).mean().sqrt():8.3f} before, {after.pow(2).mean().sqrt():.4f} after")
 
 # %% [markdown]
-# So the direction of the vector is kept, its length is not. (Look at the first row: it is a little less than 1. That is `eps`, and it shows when the mean square is not much larger than it.)
+# So the direction of the vector is kept, its length is not. (Look at the first row: it is a little less than 1. That is `eps`,
+# and it shows when the mean square is not much larger than it.)
 #
-# Three details, each of which has cost somebody a model. **The first is `eps` itself.** It belongs under the root, so that a vector of zeros stays what it is:
+# Three details. **The first is `eps` itself.** It belongs under the root, so that a vector of zeros stays what it is:
 
 # %%
 zeros_D = torch.zeros(128)
@@ -112,7 +117,8 @@ print("without eps", rms_norm(zeros_D, torch.ones(128), 0.0)[:3].tolist())
 # %% [markdown]
 # **The second is the dtype.** Large models keep the stream in 16 bits. What if the squares and their mean stay in 16 bits as well?
 #
-# **Predict:** float16 holds numbers up to 65,504. From which size on does a norm in float16 go wrong, and is it in doubt about large vectors only?
+# **Predict:** float16 holds numbers up to 65,504. From which size on does a norm in float16 go wrong, and is it in doubt about
+# large vectors only?
 
 # %%
 sizes = torch.logspace(-5, 4, 60)
@@ -137,11 +143,14 @@ axis.legend(loc="upper center", bbox_to_anchor=(0.46, 0.97), fontsize=9)
 plt.show()
 
 # %% [markdown]
-# *Figure: relative error of the norm against the size of x. In float16 the error is total above a size of about 60, where the largest of 1,024 features passes 256 and its square overflows, and again below
-# 0.0002, where squares vanish; it is already bad from 0.003 down. With the mean in float32 it is flat at the error of rounding the result. In bfloat16 it is flat everywhere, about twice as large when nothing is widened.*
+# *Figure: relative error of the norm against the size of x. In float16 the error is total above a size of about 60, where the
+# largest of 1,024 features passes 256 and its square overflows, and again below 0.0002, where squares vanish; it is already bad
+# from 0.003 down. With the mean in float32 it is flat at the error of rounding the result. In bfloat16 it is flat everywhere,
+# about twice as large when nothing is widened.*
 #
-# Real streams do get that large: trackers of real projects hold the reports (meta-llama/llama, issue 1048: a float16 norm, and the generations "totally crash"; pytorch, pull request 133085). Hence
-# the rule in `course.model`: whatever the dtype of x, the mean is taken in float32.
+# Real streams do get that large: trackers of real projects hold the reports (meta-llama/llama, issue 1048: a float16 norm, and
+# the generations "totally crash"; pytorch, pull request 133085). Hence the rule in `course.model`: whatever the dtype of x, the
+# mean is taken in float32.
 #
 # (What 16 bits do to a *sum* is worse than what they do to a square, which is why PyTorch adds up in float32 even when you do not ask:)
 
@@ -153,7 +162,8 @@ print("1 + 1 + ... 1,024 times, one after the other in bfloat16:", total.item())
 print("the same sum by torch.sum:                              ", torch.ones(1024, dtype=torch.bfloat16).sum().item())
 
 # %% [markdown]
-# **The third is the mean.** LayerNorm, the older norm, subtracts the mean of the features first. RMSNorm leaves it in. We will measure on a trained model how much that matters.
+# **The third is the mean.** LayerNorm, the older norm, subtracts the mean of the features first. RMSNorm leaves it in. We will
+# measure on a trained model how much that matters.
 
 # %% [markdown]
 # ## Positions
@@ -171,8 +181,9 @@ torch.testing.assert_close(in_order, out_of_order)
 print("the past in any order gives the same result")
 
 # %% [markdown]
-# Nothing does: positions must be put in. RoPE puts them into queries and keys (Su et al. 2021, section 3.2). Take the C features of a head in pairs, see each pair as
-# the hand of a clock, and turn it by an angle that grows with the position. Each pair has a speed of its own: the first turns one radian a token, the next ones ever more slowly.
+# Nothing does: positions must be put in. RoPE puts them into queries and keys (Su et al. 2021, section 3.2). Take the C features
+# of a head in pairs, see each pair as the hand of a clock, and turn it by an angle that grows with the position. Each pair has a
+# speed of its own: the first turns one radian a token, the next ones ever more slowly.
 
 
 # %%
@@ -217,10 +228,12 @@ figure.colorbar(picture, ax=axes[3])
 plt.show()
 
 # %% [markdown]
-# *Figure: on the left three clocks, each with the hands of positions 0 to 7, dark to light. Pair 0 goes around in 6 tokens, pair 4 in 63, pair 10 hardly moves. On the right the cosine of all angles, position downwards and
-# pair to the right: fast stripes on the left, and from about pair 9 on, columns that do not come round once in 256 positions.*
+# *Figure: on the left three clocks, each with the hands of positions 0 to 7, dark to light. Pair 0 goes around in 6 tokens, pair
+# 4 in 63, pair 10 hardly moves. On the right the cosine of all angles, position downwards and pair to the right: fast stripes on
+# the left, and from about pair 9 on, columns that do not come round once in 256 positions.*
 #
-# What is it good for? **Predict:** take one query and one key, and put them at all pairs of positions. On how many numbers does their score depend?
+# What is it good for? **Predict:** take one query and one key, and put them at all pairs of positions. On how many numbers does
+# their score depend?
 
 # %%
 q_C, k_C = torch.randn(2, 32, dtype=torch.float64)
@@ -243,14 +256,16 @@ for distance in range(-47, 48):
 print("each diagonal holds one number: the score depends on the distance alone")
 
 # %% [markdown]
-# *Figure: on the left scores as a matrix of the two positions, striped along the diagonal; on the right the same scores against the distance: 2,304 points on one curve.*
+# *Figure: on the left scores as a matrix of the two positions, striped along the diagonal; on the right the same scores against
+# the distance: 2,304 points on one curve.*
 #
-# On one: the distance. Turning both by the same angle changes nothing, so `a - b` in line 3 looks like `a - b` in line 300. Nothing was learned, no
-# parameter was added, and the values v stay as they are.
+# On one: the distance. Turning both by the same angle changes nothing, so `a - b` in line 3 looks like `a - b` in line 300.
+# Nothing was learned, no parameter was added, and the values v stay as they are.
 #
 # ### Two layouts of one idea
 #
-# We paired feature i with i + C/2, as Llama, Mixtral and Qwen do. The paper and DeepSeek pair neighbours, 2i with 2i + 1. Is that another model?
+# We paired feature i with i + C/2, as Llama, Mixtral and Qwen do. The paper and DeepSeek pair neighbours, 2i with 2i + 1. Is that
+# another model?
 
 # %%
 neighbours = torch.arange(32).view(2, 16).T.flatten()  # 0, 16, 1, 17, 2, ...: the two of a pair side by side
@@ -260,14 +275,17 @@ torch.testing.assert_close(as_neighbours, as_halves[..., neighbours])
 print("the same numbers, in another order of the features")
 
 # %% [markdown]
-# It is the same one, with the features of each head in another order, and that order is in the rows of the query and key matrices. So a checkpoint can be converted by sorting rows. Forget it, and every shape
-# still fits, no error comes, and the model writes nonsense (seen in jzhang38/TinyLlama, issue 24, and still being repaired elsewhere in 2026: huggingface/nanotron, pull request 427). We will measure *how much* nonsense.
+# It is the same one, with the features of each head in another order, and that order is in the rows of the query and key
+# matrices. So a checkpoint can be converted by sorting rows. Forget it, and every shape still fits, no error comes, and the model
+# writes nonsense (seen in jzhang38/TinyLlama, issue 24, and still being repaired elsewhere in 2026: huggingface/nanotron, pull
+# request 427). We will measure *how much* nonsense.
 
 # %% [markdown]
 # ## Attention
 #
-# Each token asks with a *query*, offers a *key*, and hands over a *value*. The score of a query and a key is their dot product; a softmax over the earlier tokens makes weights of the scores; the result is the
-# weighted mean of the values. Later tokens are hidden: their score is minus infinity, and the exponential of that is zero.
+# Each token asks with a *query*, offers a *key*, and hands over a *value*. The score of a query and a key is their dot product; a
+# softmax over the earlier tokens makes weights of the scores; the result is the weighted mean of the values. Later tokens are
+# hidden: their score is minus infinity, and the exponential of that is zero.
 
 
 # %%
@@ -300,13 +318,16 @@ plt.show()
 print("our attention equals course.model.causal_attention")
 
 # %% [markdown]
-# *Figure: three 8 by 8 grids, query downwards and key to the right: scores of either sign; the same with the upper right triangle blank; weights, one bright cell in the first row and ever wider mixtures below.*
+# *Figure: three 8 by 8 grids, query downwards and key to the right: scores of either sign; the same with the upper right triangle
+# blank; weights, one bright cell in the first row and ever wider mixtures below.*
 #
 # ### Why the square root
 #
-# A dot product of C random products has a size of about $\sqrt{C}$. What does a softmax make of such scores? A good measure is *how many keys* a query really uses: $e^{H}$, where H is the entropy of its weights.
+# A dot product of C random products has a size of about $\sqrt{C}$. What does a softmax make of such scores? A good measure is
+# *how many keys* a query really uses: $e^{H}$, where H is the entropy of its weights.
 #
-# **Predict:** 64 keys, random vectors of width 128. How many does a query use when the scores are divided by $\sqrt{128}$, and how many when they are not?
+# **Predict:** 64 keys, random vectors of width 128. How many does a query use when the scores are divided by $\sqrt{128}$, and
+# how many when they are not?
 
 # %%
 widths = [2**n for n in range(1, 11)]
@@ -332,13 +353,16 @@ axis.legend(loc="center right", bbox_to_anchor=(1.0, 0.36))
 plt.show()
 
 # %% [markdown]
-# *Figure: keys in use against the width of a head. Divided by the square root it stays near 40 at every width; undivided it falls to little more than one; divided by C it rises to all 64.*
+# *Figure: keys in use against the width of a head. Divided by the square root it stays near 40 at every width; undivided it falls
+# to little more than one; divided by C it rises to all 64.*
 #
-# Without the scale a wide head can only pick one key, and it does so from the first step on, at random: a softmax that is saturated has next to no gradient. Divided by too much, it can only average.
+# Without the scale a wide head can only pick one key, and it does so from the first step on, at random: a softmax that is
+# saturated has next to no gradient. Divided by too much, it can only average.
 #
 # ### Is it really blind to the future?
 #
-# A mask is easy to get wrong by one, and a model that sees its answer has a wonderful training loss. So test it on the result, not on the mask: change one input, watch *all* outputs.
+# A mask is easy to get wrong by one, and a model that sees its answer has a wonderful training loss. So test it on the result,
+# not on the mask: change one input, watch *all* outputs.
 
 # %%
 from course.model import ModelConfig, Transformer
@@ -369,15 +393,18 @@ assert leaks == 0
 print(f"{leaks} of {20 * 19 // 2} outputs changed when a later token did")
 
 # %% [markdown]
-# *Figure: a 20 by 20 grid, bright on and below the diagonal and black above it: an output moves when its own or an earlier token changes, and never when a later one does.*
+# *Figure: a 20 by 20 grid, bright on and below the diagonal and black above it: an output moves when its own or an earlier token
+# changes, and never when a later one does.*
 #
-# This test costs a few forward passes and needs to know nothing about the inside. Keep it: it finds a leak in any language model, whatever it is made of.
+# This test costs a few forward passes and needs to know nothing about the inside. Keep it: it finds a leak in any language model,
+# whatever it is made of.
 
 # %% [markdown]
 # ## The gate
 #
-# After the tokens have talked, each one is worked on alone. The classical layer for it widens the vector, bends each feature, and narrows it again. SwiGLU has *two* projections up, and multiplies one by a bent version of the
-# other: $\mathrm{down}(\mathrm{silu}(\mathrm{gate}) \odot \mathrm{up})$, with $\mathrm{silu}(z) = z \cdot \mathrm{sigmoid}(z)$.
+# After the tokens have talked, each one is worked on alone. The classical layer for it widens the vector, bends each feature, and
+# narrows it again. SwiGLU has *two* projections up, and multiplies one by a bent version of the other:
+# $\mathrm{down}(\mathrm{silu}(\mathrm{gate}) \odot \mathrm{up})$, with $\mathrm{silu}(z) = z \cdot \mathrm{sigmoid}(z)$.
 
 
 # %%
@@ -405,12 +432,14 @@ figure.colorbar(picture, ax=axes[1])
 plt.show()
 
 # %% [markdown]
-# *Figure: on the left silu(gate) times up for four values of up: flat near zero while the gate is negative, then straight lines whose slope is up. On the right the same as a map: a white left half, and on the right
-# red below, blue above.*
+# *Figure: on the left silu(gate) times up for four values of up: flat near zero while the gate is negative, then straight lines
+# whose slope is up. On the right the same as a map: a white left half, and on the right red below, blue above.*
 #
-# A negative gate closes: whatever `up` says is dropped. An open one lets it through, and then the layer *multiplies* two things that it computed from the token. How well can a layer multiply?
+# A negative gate closes: whatever `up` says is dropped. An open one lets it through, and then the layer *multiplies* two things
+# that it computed from the token. How well can a layer multiply?
 #
-# **Predict:** how many SwiGLU features does it take to compute the product of two inputs *exactly*, and how many silu features of a plain layer?
+# **Predict:** how many SwiGLU features does it take to compute the product of two inputs *exactly*, and how many silu features of
+# a plain layer?
 
 # %%
 a, b = torch.randn(2, 1000, dtype=torch.float64)
@@ -418,13 +447,16 @@ two_features = F.silu(a) * b + F.silu(-a) * (-b)
 print(f"two SwiGLU features, largest error of the product: {(two_features - a * b).abs().max():.0e}")
 
 # %% [markdown]
-# Two, because $\mathrm{sigmoid}(a) + \mathrm{sigmoid}(-a) = 1$. A plain layer cannot do it exactly with any number: far away silu is a straight line, and sums of straight lines are no product. Products of features are what
-# a plain layer must approximate, and a gated one has for free. (That is an argument for why it might help. Whether it does help, at equal parameters, is a question for an experiment; it comes below.)
+# Two, because $\mathrm{sigmoid}(a) + \mathrm{sigmoid}(-a) = 1$. A plain layer cannot do it exactly with any number: far away silu
+# is a straight line, and sums of straight lines are no product. Products of features are what a plain layer must approximate, and
+# a gated one has for free. (That is an argument for why it might help. Whether it does help, at equal parameters, is a question
+# for an experiment; it comes below.)
 
 # %% [markdown]
 # ## The stream
 #
-# Now the block, in two lines of substance. It must equal `course.model.Block`, and a few of them with an embedding below and a head above must equal `course.model.Transformer`.
+# Now the block, in two lines of substance. It must equal `course.model.Block`, and a few of them with an embedding below and a
+# head above must equal `course.model.Transformer`.
 
 
 # %%
@@ -461,8 +493,9 @@ with torch.no_grad():
 print("our block equals course.model.Block, and our model course.model.Transformer")
 
 # %% [markdown]
-# A language model, whole, in about forty lines. One question about it is left: why is the norm *beside* the stream and not on it, and why is there a stream at all? With two blocks nobody would notice. So take 24, untrained, and look at
-# how large the numbers get on the way up, and how large the gradients on the way down.
+# A language model, whole, in about forty lines. One question about it is left: why is the norm *beside* the stream and not on it,
+# and why is there a stream at all? With two blocks nobody would notice. So take 24, untrained, and look at how large the numbers
+# get on the way up, and how large the gradients on the way down.
 #
 # **Predict:** of the four designs below, which one will not reach layer 24?
 
@@ -508,14 +541,18 @@ axes[0].legend(loc="upper right", fontsize=9)
 plt.show()
 
 # %% [markdown]
-# *Figure: on the left the size of the stream by layer, on the right the gradient of each layer's down matrix, both on logarithmic axes. Without norms the size shoots up and is infinite after a few layers. With a norm and no stream, sizes are fine, and the
-# gradient of the first layer is thousands of times that of the last. Post-norm keeps the size at 1; its gradients differ by a factor of about 20. Pre-norm's stream grows slowly, and its gradients differ least.*
+# *Figure: on the left the size of the stream by layer, on the right the gradient of each layer's down matrix, both on logarithmic
+# axes. Without norms the size shoots up and is infinite after a few layers. With a norm and no stream, sizes are fine, and the
+# gradient of the first layer is thousands of times that of the last. Post-norm keeps the size at 1; its gradients differ by a
+# factor of about 20. Pre-norm's stream grows slowly, and its gradients differ least.*
 #
-# Without a norm each SwiGLU roughly *squares* the size of what it reads: that is what a product of two features does, and squaring five times makes a thousand of a two and more than a number can hold soon after. Without a stream every gradient must
-# pass through every part on its way down. With a stream it can go straight: the derivative of $x + f(x)$ is $1 + f'(x)$, and the 1 is a road.
+# Without a norm each SwiGLU roughly *squares* the size of what it reads: that is what a product of two features does, and a two
+# that is squared five times has ten digits. Without a stream every gradient must pass through every part on its way down. With a
+# stream it can go straight: the derivative of $x + f(x)$ is $1 + f'(x)$, and the 1 is a road.
 #
-# Post-norm blocks that road 48 times, gently. Pre-norm never does, and pays with a stream that grows. That is why `course.model` draws the matrices that write to the stream smaller, by $\sqrt{2 \cdot \mathrm{layers}}$, the number of
-# things that are added (GPT-2 report, section 2.3).
+# Post-norm blocks that road 48 times, gently. Pre-norm never does, and pays with a stream that grows. That is why `course.model`
+# draws the matrices that write to the stream smaller, by $\sqrt{2 \cdot \mathrm{layers}}$, the number of things that are added
+# (GPT-2 report, section 2.3).
 
 # %% [markdown]
 # ## It reads Python
@@ -541,7 +578,8 @@ print("validation loss by step:", {row.step: round(row.validation, 2) for row in
 # %% [markdown]
 # ### What each part adds
 #
-# Four parts write to the stream: attention and SwiGLU, twice. Because they only ever add, we may stop after any of them, hold the head against the stream as it stands, and ask how well it would predict the next token.
+# Four parts write to the stream: attention and SwiGLU, twice. Because they only ever add, we may stop after any of them, hold the
+# head against the stream as it stands, and ask how well it would predict the next token.
 #
 # **Predict:** which of the four parts lowers the loss most?
 
@@ -577,16 +615,20 @@ for name, x_BSD in stages.items():
     print(f"{name:12s} loss {loss_if_stopped(x_BSD):.2f}, mean of the features: {share:.1%} of the mean square")
 
 # %% [markdown]
-# *Figure: on the left, for each stage, the length of the stream and of what was just added; the first SwiGLU adds most. On the right the loss when the head is held against each stage: it falls at every part.*
+# *Figure: on the left, for each stage, the length of the stream and of what was just added; the first SwiGLU adds most. On the
+# right the loss when the head is held against each stage: it falls at every part.*
 #
-# The head was never trained to read the stream half way, and yet it can: all parts write in one language. (This view is known as the *logit lens*.) And look at the last column: the mean of the features is about one
-# percent of their mean square. That is all that LayerNorm would have removed, and why RMSNorm can leave it in and save the work.
+# The head was never trained to read the stream half way, and yet it can: all parts write in one language. (This view is known as
+# the *logit lens*.) And look at the last column: the mean of the features is about one percent of their mean square. That is all
+# that LayerNorm would have removed, and why RMSNorm can leave it in and save the work.
 
 # %% [markdown]
 # ### Who looks at whom
 #
-# Here is a real function from a file that the model has not read. For each head, where does its attention go: to the token itself, to the one before, to the first? The last column is a subtler habit. If the current token has occurred before,
-# how much attention goes to the token that *followed* it then? A head that does this can copy: it is called an *induction head* (Olsson et al. 2022).
+# Here is a real function from a file that the model has not read. For each head, where does its attention go: to the token
+# itself, to the one before, to the first? The last column is a subtler habit. If the current token has occurred before, how much
+# attention goes to the token that *followed* it then? A head that does this can copy: it is called an *induction head* (Olsson et
+# al. 2022).
 #
 # **Predict:** four heads in each of two layers, 200 steps old. Do they differ?
 
@@ -641,10 +683,12 @@ def show_heads(pictures, names, rows=range(0, 40)):
 show_heads({f"200 steps: layer {layer}, head 0": inside[layer]["weights"][0, 0] for layer in (0, 1)}, names)
 
 # %% [markdown]
-# *Figure: attention of head 0 of both layers over the first forty tokens of the function, tokens as labels (· is a space, ↵ a new line; the darker, the more attention). In the first layer every token looks at the whole past about equally; in the second the
+# *Figure: attention of head 0 of both layers over the first forty tokens of the function, tokens as labels (· is a space, ↵ a new
+# line; the darker, the more attention). In the first layer every token looks at the whole past about equally; in the second the
 # weight lies near the diagonal, on the last few tokens.*
 #
-# They hardly differ yet: the first layer takes the mean of everything, the second looks at its neighbours. What would become of them? The same model was trained ten times longer, with three seeds, and its attention on the same function kept:
+# They hardly differ yet: the first layer takes the mean of everything, the second looks at its neighbours. What would become of
+# them? The same model was trained ten times longer, with three seeds, and its attention on the same function kept:
 
 # %%
 import json
@@ -680,7 +724,8 @@ for axis, habit in zip(axes, ("previous", "first", "induction"), strict=True):
 plt.show()
 
 # %% [markdown]
-# *Figure: three grids of numbers, two layers of three seeds down, four heads across: mean attention to the previous token, to the first token, and to the token after an earlier copy.*
+# *Figure: three grids of numbers, two layers of three seeds down, four heads across: mean attention to the previous token, to the
+# first token, and to the token after an earlier copy.*
 
 
 # %%
@@ -704,13 +749,15 @@ show_heads(
 )
 
 # %% [markdown]
-# *Figure: the last forty tokens of the same function, seen by two heads of the older model: the head of the first layer that looks most at the token before, and the head of the second layer that looks most at what followed an earlier copy.*
+# *Figure: the last forty tokens of the same function, seen by two heads of the older model: the head of the first layer that
+# looks most at the token before, and the head of the second layer that looks most at what followed an earlier copy.*
 
 # %% [markdown]
 # ### What a gate opens for
 #
-# A SwiGLU of our model has 256 features. Each has a gate, which reads the stream, and a column of the down matrix, which is what it writes there. For the gates that open *seldom*: which tokens open them, and
-# which next tokens does the write that follows favour? (Held against the head, as above.)
+# A SwiGLU of our model has 256 features. Each has a gate, which reads the stream, and a column of the down matrix, which is what
+# it writes there. For the gates that open *seldom*: which tokens open them, and which next tokens does the write that follows
+# favour? (Held against the head, as above.)
 #
 # **Predict:** what might a feature of a model that reads Python be about?
 
@@ -739,7 +786,8 @@ def describe_gates(layer, count=8):
 describe_gates(layer=0)
 
 # %% [markdown]
-# Each row is one feature: the three commonest tokens among its forty widest openings, and then the tokens that its write makes likelier. Some read like little rules, such as a feature that opens after `self` and writes a dot. The feed-forward layer has
+# Each row is one feature: the three commonest tokens among its forty widest openings, and then the tokens that its write makes
+# likelier. Some read like little rules, such as a feature that opens after `self` and writes a dot. The feed-forward layer has
 # been described as a memory of keys and values (Geva et al. 2021, section 2), and at this size one can nearly read it.
 
 # %% [markdown]
@@ -769,7 +817,8 @@ print(
 )
 
 # %% [markdown]
-# No exception, no warning, a worse model: the sort of fault that only a comparison finds. Here each head's rows were sorted, and all is well again. In lab 02 you write both layouts.
+# No exception, no warning, a worse model: the sort of fault that only a comparison finds. Here each head's rows were sorted, and
+# all is well again. In lab 02 you write both layouts.
 #
 # Second: **beyond the trained context**. RoPE can turn by any angle. Our model has read windows of 128 tokens. Give the older one 512.
 #
@@ -794,13 +843,14 @@ for name, label in labels.items():
     print(f"{label:24s} last 64 of 512 tokens: {v['mean']:+.2f} nats, spread {v['spread']:.2f}, {says}")
 
 # %% [markdown]
-# *Figure: loss against position, means over three seeds with a band from the lowest to the highest; a dashed line where the training windows ended.*
+# *Figure: loss against position, means over three seeds with a band from the lowest to the highest; a dashed line where the
+# training windows ended.*
 
 # %% [markdown]
 # ## Take one out
 #
-# So each part does something. Which of them *matter*? The same two-block model was trained with one thing changed at a time, three seeds each; and once more at 24 layers, since the norm's place was a question of depth. The rule stood before the
-# runs:
+# So each part does something. Which of them *matter*? The same two-block model was trained with one thing changed at a time,
+# three seeds each; and once more at 24 layers, since the norm's place was a question of depth. The rule stood before the runs:
 
 # %%
 parts = recorded("block_parts")
@@ -828,12 +878,14 @@ peeking = [round(run["as_trained"][-1], 2) for run in parts["arms"]["no mask"]["
 print("no mask, measured as it was trained, the answer in sight:", peeking)
 
 # %% [markdown]
-# *Figure: bars of validation loss, one for each change, sorted; marks are the three seeds; grey where the difference from the whole is not resolved; a dashed line at the whole model, a dotted one at an even guess.*
+# *Figure: bars of validation loss, one for each change, sorted; marks are the three seeds; grey where the difference from the
+# whole is not resolved; a dashed line at the whole model, a dotted one at an even guess.*
 
 # %% [markdown]
 # ## Where the parameters are
 #
-# Norms and RoPE are most of the ideas and none of the weight. Built on PyTorch's *meta* device, which has shapes and no memory, even the largest models can be asked where their parameters are:
+# Norms and RoPE are most of the ideas and none of the weight. Built on PyTorch's *meta* device, which has shapes and no memory,
+# even the largest models can be asked where their parameters are:
 #
 # **Predict:** which part of Llama-3.1-405B has four fifths of it? And of our little one?
 
@@ -861,15 +913,18 @@ axis.legend(ncols=3, loc="upper left", bbox_to_anchor=(0, -0.02))
 plt.show()
 
 # %% [markdown]
-# *Figure: three bars cut into embedding and head, attention and SwiGLU, with the number of parameters behind each. In the little model the vocabulary takes nearly half; in the largest, SwiGLU takes 81 %, attention 18 %, and the vocabulary the sliver that is left.*
+# *Figure: three bars cut into embedding and head, attention and SwiGLU, with the number of parameters behind each. In the little
+# model the vocabulary takes nearly half; in the largest, SwiGLU takes 81 %, attention 18 %, and the vocabulary the sliver that is
+# left.*
 #
 # If you want a model to own more than it uses, that green part is the one to work on. Unit 04 cuts it into experts.
 
 # %% [markdown]
 # ## Turn the knobs
 #
-# How slow should the slowest pair be? Llama 3 raised theta from 10,000 to 500,000 to carry longer contexts (quoted: Llama 3 report, section 3.2). Below, each dot is a pair. Those under the line come round at
-# least once within the context, so that some distances look alike to them; those above see each distance as an angle of its own.
+# How slow should the slowest pair be? Llama 3 raised theta from 10,000 to 500,000 to carry longer contexts (quoted: Llama 3
+# report, section 3.2). Below, each dot is a pair. Those under the line come round at least once within the context, so that some
+# distances look alike to them; those above see each distance as an angle of its own.
 
 # %%
 from course.model import rope_speeds
@@ -891,7 +946,8 @@ def knobs(theta=10_000, context=128, head_width=32):
 knobs(theta=500_000, context=8192, head_width=128)
 
 # %% [markdown]
-# *Figure: tokens a turn for the 64 pairs of a Llama 3 head, a straight line on a logarithmic axis from 6 to some millions; a dashed line at the context of 8,192.*
+# *Figure: tokens a turn for the 64 pairs of a Llama 3 head, a straight line on a logarithmic axis from 6 to some millions; a
+# dashed line at the context of 8,192.*
 #
 # Run the next cell to drag them yourself (it needs a running notebook).
 

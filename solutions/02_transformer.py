@@ -13,9 +13,10 @@
 # %% [markdown]
 # # Lab 02 · A transformer
 #
-# In the lesson you watched a transformer block being built, and each part being taken out again. Here you write the parts, each with
-# something that the lesson did not need: a second convention, a second layout, a window, a cache. Those are what you
-# meet when you load other people's checkpoints. When you are done, the last cells load a trained model into your own functions and let it write.
+# In the lesson you watched a transformer block being built, and each part being taken out again. Here you write the parts, each
+# with something that the lesson did not need: a second convention, a second layout, a window, a cache. Those are what you meet
+# when you load other people's checkpoints. When you are done, the last cells load a trained model into your own functions and let
+# it write.
 #
 # How a lab works:
 #
@@ -28,8 +29,9 @@
 #   gradient does not find its way through NumPy or `.tolist()`.
 # - Stuck? `course hint 02.1` in a terminal gives a nudge, then a bigger one. Hints cost nothing.
 #
-# Names carry their shape: `x_BSD` is `[B, S, D]`. **B** sequences, **S** positions in each, **D** width of the model, **H** heads, **C** features of a
-# head, **P** pairs of features, **I** hidden width of a feed-forward layer, **F** = 2I. A matrix `down_DI` leads from I numbers to D numbers: `x @ down_DI.T`.
+# Names carry their shape: `x_BSD` is `[B, S, D]`. **B** sequences, **S** positions in each, **D** width of the model, **H**
+# heads, **C** features of a head, **P** pairs of features, **I** hidden width of a feed-forward layer, **F** = 2I. A matrix
+# `down_DI` leads from I numbers to D numbers: `x @ down_DI.T`.
 
 # %% tags=["setup"]
 try:
@@ -47,7 +49,8 @@ from torch import Tensor
 # %% [markdown]
 # ## 02.1 · RMSNorm, twice
 #
-# Each vector is divided by its root mean square, then multiplied feature by feature with a learned weight. The first half is the same everywhere:
+# Each vector is divided by its root mean square, then multiplied feature by feature with a learned weight. The first half is the
+# same everywhere:
 #
 # $$\mathrm{norm}(x) = \frac{x}{\sqrt{\frac{1}{D} \sum_i x_i^2 + \varepsilon}}$$
 #
@@ -94,8 +97,8 @@ check("02.1", rms_norm)
 # %% [markdown]
 # ## 02.2 · RoPE, in both layouts
 #
-# The features of a head are taken in pairs, and each pair is turned like the hand of a clock, by an angle that grows with the position. Pair $i$ of the
-# `rotary / 2` pairs turns by
+# The features of a head are taken in pairs, and each pair is turned like the hand of a clock, by an angle that grows with the
+# position. Pair $i$ of the `rotary / 2` pairs turns by
 #
 # $$\mathrm{angle} = \mathrm{position} \cdot \theta^{-2i/\mathrm{rotary}} \qquad (a, b) \rightarrow (a \cos - b \sin,\; b \cos + a \sin)$$
 #
@@ -104,12 +107,12 @@ check("02.1", rms_norm)
 # - **Which features are a pair.** `layout="half"`: feature $i$ with feature $i + \mathrm{rotary}/2$ (Llama, Mixtral, Qwen).
 #   `layout="interleaved"`: feature $2i$ with feature $2i + 1$ (DeepSeek, GPT-J). Each feature *stays in its place* either way.
 # - **How many features turn.** Only the first `rotary` of the C features; the others pass as they are (GPT-NeoX turned a quarter).
-# - **Where a row stands.** Row $s$ of `x` stands at position `positions_S[s]`: any whole numbers from 0 on, in any order. With a cache, the new
-#   row may be the only one, and stand at position 4,000.
+# - **Where a row stands.** Row $s$ of `x` stands at position `positions_S[s]`: any whole numbers from 0 on, in any order. With a
+#   cache, the new row may be the only one, and stand at position 4,000.
 #
-# For example, take one vector `[1, 2, 3, 4]` at position 1, with theta = 100 and rotary = 4. The first pair turns by 1 radian, the second by 0.1. Layout
-# "half" has the pairs (1, 3) and (2, 4) and gives `[-1.9841, 1.5907, 2.4624, 4.1797]`; "interleaved" has (1, 2) and (3, 4) and gives
-# `[-1.1426, 1.9221, 2.5857, 4.2795]`.
+# For example, take one vector `[1, 2, 3, 4]` at position 1, with theta = 100 and rotary = 4. The first pair turns by 1 radian,
+# the second by 0.1. Layout "half" has the pairs (1, 3) and (2, 4) and gives `[-1.9841, 1.5907, 2.4624, 4.1797]`; "interleaved"
+# has (1, 2) and (3, 4) and gives `[-1.1426, 1.9221, 2.5857, 4.2795]`.
 #
 # Compute the angles in float32 or better.
 #
@@ -157,8 +160,8 @@ check("02.2", rope)
 # with a mask, of course. Two things make it more than a triangle.
 #
 # - **The S queries are the last of the N positions.** During generation the keys of the past lie in a cache, and only a few
-#   queries are new: query $s$ stands at position $N - S + s$ and sees no key after that. `F.scaled_dot_product_attention(is_causal=True)` gets
-#   just this wrong when S and N differ, and is out of bounds here anyway.
+#   queries are new: query $s$ stands at position $N - S + s$ and sees no key after that.
+#   `F.scaled_dot_product_attention(is_causal=True)` gets just this wrong when S and N differ, and is out of bounds here anyway.
 # - **A window.** Mistral and Gemma let a token see only the nearest `window` positions: its own and the `window - 1` before it. A
 #   window of N or more hides nothing.
 #
@@ -170,8 +173,8 @@ check("02.2", rope)
 # query 1       .      .      x      x      x       stands at position 4
 # ```
 #
-# Weights of hidden keys are exactly zero, those of the others add to one. Scores can be in the hundreds, and the result must stay finite. Values may have
-# a width V of their own (in DeepSeek's models they do); the scale comes from C.
+# Weights of hidden keys are exactly zero, those of the others add to one. Scores can be in the hundreds, and the result must stay
+# finite. Values may have a width V of their own (in DeepSeek's models they do); the scale comes from C.
 #
 # | | shape | |
 # |---|---|---|
@@ -208,8 +211,9 @@ check("02.3", causal_attention)
 #
 # $$y = W^{down} \bigl(\mathrm{silu}(W^{gate} x) \odot W^{up} x\bigr) \qquad \mathrm{silu}(z) = z \cdot \mathrm{sigmoid}(z)$$
 #
-# One large product is faster than two small ones, so gate and up usually lie in *one* matrix, `fused_FD` with F = 2I rows. In which order? There are at
-# least three answers in use, the shapes are the same in all, and a wrong guess gives no error, only nonsense:
+# One large product is faster than two small ones, so gate and up usually lie in *one* matrix, `fused_FD` with F = 2I rows. In
+# which order? There are at least three answers in use, the shapes are the same in all, and a wrong guess gives no error, only
+# nonsense:
 #
 # | `layout` | rows of `fused_FD` | for instance in |
 # |---|---|---|
@@ -217,8 +221,8 @@ check("02.3", causal_attention)
 # | `"up_gate"` | all I up rows, then all I gate rows | the gated MLPs of Mamba and of `diffusers` |
 # | `"interleaved"` | gate, up, gate, up, ... beginning with a gate | gpt-oss |
 #
-# For example, `x = [1]`, `fused_FD = [[1], [2], [3], [4]]` and `down_DI = [[1, 1]]`: in layout "gate_up" the gates are 1 and 2, the ups 3 and 4, and the result is
-# silu(1) · 3 + silu(2) · 4 = 9.240. In "up_gate" it is 10.714, in "interleaved" 12.893.
+# For example, `x = [1]`, `fused_FD = [[1], [2], [3], [4]]` and `down_DI = [[1, 1]]`: in layout "gate_up" the gates are 1 and 2,
+# the ups 3 and 4, and the result is silu(1) · 3 + silu(2) · 4 = 9.240. In "up_gate" it is 10.714, in "interleaved" 12.893.
 #
 # | | shape | |
 # |---|---|---|
@@ -252,18 +256,21 @@ check("02.4", swiglu)
 # %% [markdown]
 # ## 02.5 · The block
 #
-# Now put the four together. A **pre-norm** block: each part reads a normed copy of the stream, and what it returns is added to the stream itself.
+# Now put the four together. A **pre-norm** block: each part reads a normed copy of the stream, and what it returns is added to
+# the stream itself.
 #
 # $$x \leftarrow x + \mathrm{attention}(\mathrm{norm}_1(x)) \qquad\quad x \leftarrow x + \mathrm{feedforward}(\mathrm{norm}_2(x))$$
 #
-# The second line reads the $x$ that the first has made. When this cell is checked, `rms_norm`, `rope`, `causal_attention` and `swiglu` are there for you to call, with
-# the arguments of 02.1 to 02.4, in the course's own version: one mistake costs one exercise. In detail:
+# The second line reads the $x$ that the first has made. When this cell is checked, `rms_norm`, `rope`, `causal_attention` and
+# `swiglu` are there for you to call, with the arguments of 02.1 to 02.4, in the course's own version: one mistake costs one
+# exercise. In detail:
 #
 # - All norms are Llama's (`zero_centred=False`).
-# - `query`, `key` and `value` give each token H * C numbers: the first C belong to head 0, the next C to head 1, and so on. C follows from the shape of
-#   `query`; it need not be D / H. `output` takes the H * C results of a token, in the same order, back to D.
-# - **If** the weights have a `query_norm` and a `key_norm` (Qwen3 does, older models do not), each head's query and key is normed over its C features, after the
-#   heads are split and *before* RoPE.
+# - `query`, `key` and `value` give each token H * C numbers: the first C belong to head 0, the next C to head 1, and so on. C
+#   follows from the shape of `query`; it need not be D / H. `output` takes the H * C results of a token, in the same order, back
+#   to D.
+# - **If** the weights have a `query_norm` and a `key_norm` (Qwen3 does, older models do not), each head's query and key is normed
+#   over its C features, after the heads are split and *before* RoPE.
 # - RoPE turns queries and keys, all C features, layout "half", at the positions 0, 1, ..., S - 1.
 # - Attention sees all of the past: no window.
 # - The feed-forward layer is SwiGLU in layout "gate_up".
@@ -316,18 +323,19 @@ check("02.5", block)
 # %% [markdown]
 # ## 02.6 · Where the parameters are
 #
-# From the numbers in its `config.json`, count a dense model to the last parameter, part by part. The real ones are among the cases: Llama-3.1-405B has
-# 405,853,388,800, Qwen2.5-72B has 72,706,203,648. The model is
+# From the numbers in its `config.json`, count a dense model to the last parameter, part by part. The real ones are among the
+# cases: Llama-3.1-405B has 405,853,388,800, Qwen2.5-72B has 72,706,203,648. The model is
 #
 # - an embedding, `vocab x width`, and an output head of the same size: when `tied`, the head *is* the embedding, and is counted once;
-# - `layers` times: attention with `heads` query heads and `kv_heads` key and value heads of `head_width` each, four matrices (query, key, value, output). With
-#   `qkv_bias`, query, key and value have a bias each, and `output` has none;
+# - `layers` times: attention with `heads` query heads and `kv_heads` key and value heads of `head_width` each, four matrices
+#   (query, key, value, output). With `qkv_bias`, query, key and value have a bias each, and `output` has none;
 # - a SwiGLU of hidden width `mlp_width`, three matrices without biases;
-# - two norms, `width` numbers each. With `qk_norm`, two more of `head_width` numbers each: one for the queries and one for the keys, shared by all heads of the layer;
+# - two norms, `width` numbers each. With `qk_norm`, two more of `head_width` numbers each: one for the queries and one for the
+#   keys, shared by all heads of the layer;
 # - at the end one last norm of `width` numbers.
 #
-# Return a dict of five ints: `"embedding"` (with the head), `"attention"` (with its biases, all layers), `"feed_forward"` (all layers), `"norms"` (all of
-# them, with those of queries and keys and the last one), and `"total"`.
+# Return a dict of five ints: `"embedding"` (with the head), `"attention"` (with its biases, all layers), `"feed_forward"` (all
+# layers), `"norms"` (all of them, with those of queries and keys and the last one), and `"total"`.
 #
 # | | |
 # |---|---|
@@ -392,8 +400,8 @@ theirs, rows = train(config, data, settings, progress=True)
 print(f"trained by the course: {rows[-1].validation:.2f} nats a token, an even guess is {math.log(config.vocab):.2f}")
 
 # %% [markdown]
-# Now your block, calling your own norm, RoPE, attention and SwiGLU (the second line puts them in the place of the course's). A whole model is little more: look up the
-# embeddings, run the blocks, norm once more, multiply with the head.
+# Now your block, calling your own norm, RoPE, attention and SwiGLU (the second line puts them in the place of the course's). A
+# whole model is little more: look up the embeddings, run the blocks, norm once more, multiply with the head.
 
 # %%
 from types import FunctionType
@@ -430,8 +438,8 @@ torch.testing.assert_close(got_BSV, wanted_BSV, atol=1e-4, rtol=1e-4)
 print(f"the same logits, {tuple(got_BSV.shape)}; the largest difference is {(got_BSV - wanted_BSV).abs().max():.0e}")
 
 # %% [markdown]
-# The same model, then, and every number in it went through functions that you wrote. Let it write a little Python. After 300 thousand tokens it knows
-# what Python looks like, and not much of what it means.
+# The same model, then, and every number in it went through functions that you wrote. Let it write a little Python. After 300
+# thousand tokens it knows what Python looks like, and not much of what it means.
 
 # %%
 from course.model import sample
@@ -446,7 +454,8 @@ print(data.tokenizer.decode(ids))
 # %% [markdown]
 # ## How far back does it look?
 #
-# Your attention has a window, so you can find out. Below, each layer sees only its nearest `window` positions, its own included; nothing else changes.
+# Your attention has a window, so you can find out. Below, each layer sees only its nearest `window` positions, its own included;
+# nothing else changes.
 #
 # **Predict:** with which window has the model lost half of what attention gives it?
 
@@ -476,11 +485,11 @@ axis.set(xlabel="window (tokens)", ylabel="loss (nats a token)", title="What a w
 plt.show()
 
 # %% [markdown]
-# *Figure: loss against the window, on a logarithmic axis. Alone with itself (window 1) a token predicts badly; the first few neighbours give most of it
-# back, and beyond some dozens of tokens the curve is flat.*
+# *Figure: loss against the window, on a logarithmic axis. Alone with itself (window 1) a token predicts badly; the first few
+# neighbours give most of it back, and beyond some dozens of tokens the curve is flat.*
 #
-# A model this small and this young uses its neighbours, hardly more. That is why windows cost so little, and it is also a warning: a benchmark that only needs
-# neighbours cannot tell whether long attention works.
+# A model this small and this young uses its neighbours, hardly more. That is why windows cost so little, and it is also a
+# warning: a benchmark that only needs neighbours cannot tell whether long attention works.
 #
 # Last, your count, on models that nobody's laptop holds:
 
@@ -502,7 +511,7 @@ for name, shape in published.items():
         assert total == total_parameters(ModelConfig.preset(name))
 
 # %% [markdown]
-# The larger the model, the more of it is feed-forward: four fifths of the 405 billion. If you wanted to make a model own more than it uses, that is the part you
-# would cut into experts, and unit 04 does.
+# The larger the model, the more of it is feed-forward: four fifths of the 405 billion. If you wanted to make a model own more
+# than it uses, that is the part you would cut into experts, and unit 04 does.
 #
 # **Next:** lesson 03, where you train such a model yourself, and find out how far two seeds lie apart.
