@@ -348,23 +348,24 @@ check("04.7", gate_backward)
 #
 # No exercise here: run the cells. `mine("04.1")` is your own function once it has passed, and the course's until then.
 # (*The version that last passed*: what you change afterwards counts when it passes again.) First the parts are joined into a layer, and
-# compared with your loop and with `course.model`'s layer on the same weights. **F** = 2I: gate and up projection in one matrix.
+# compared with your loop and with `course.model`'s layer on the same weights. Its experts are your own SwiGLU of lab 02. **F** = 2I: gate and up
+# projection in one matrix.
 
 # %%
 from course.model import ModelConfig, MoE
 
 gate, loop, order_pairs, bring_home = mine("04.1"), mine("04.2"), mine("04.3"), mine("04.4")
+swiglu = mine("02.4")
 
 
 def my_moe(x_TD, gate_ED, gate_up_EFD, down_EDI, k):
     """Route, line up, run each expert's rows, bring the results home."""
     indices_TK, weights_TK = gate(x_TD, gate_ED, k, renormalise=True)
     order_P, offsets_E1, place_P = order_pairs(indices_TK, len(gate_ED))
-    rows = []
-    for e, rows_RD in enumerate(x_TD[order_P // k].split(offsets_E1.diff().tolist())):
-        gate_RI, up_RI = (rows_RD @ gate_up_EFD[e].T).chunk(2, dim=-1)
-        rows.append((F.silu(gate_RI) * up_RI) @ down_EDI[e].T)
-    return bring_home(torch.cat(rows), place_P, weights_TK)
+    rows_of_each = x_TD[order_P // k].split(offsets_E1.diff().tolist())
+    experts = zip(rows_of_each, gate_up_EFD.unbind(), down_EDI.unbind(), strict=True)
+    rows_PD = torch.cat([swiglu(rows_RD, fused_FD, down_DI, "gate_up") for rows_RD, fused_FD, down_DI in experts])
+    return bring_home(rows_PD, place_P, weights_TK)
 
 
 torch.manual_seed(4)
@@ -396,7 +397,7 @@ torch.testing.assert_close(by_hand_TE, logits_TE.grad, atol=1e-6, rtol=1e-5)
 print("logits that receive no gradient:", int((by_hand_TE == 0).sum()), "of", by_hand_TE.numel())
 
 # %% [markdown]
-# Last, let it learn. The task suits a mixture: points from eight clouds, each to be turned by a rotation of its own. No one tells
+# Let the layer learn something. The task suits a mixture: points from eight clouds, each to be turned by a rotation of its own. No one tells
 # the router which cloud a point came from.
 
 # %%
@@ -417,6 +418,83 @@ for _ in range(150):
     optimizer.zero_grad()
     losses.append(loss.item())
 print(f"relative error {losses[0]:.2f} at first, {losses[-1]:.2f} after {len(losses)} steps on your own layer")
+
+# %% [markdown]
+# ## A language model of nothing but your parts
+#
+# Norm, RoPE and attention of lab 02 around the mixture of this one: that is a whole language model, and none of it is the course's once you have passed both labs.
+# `mine` says whose each part is. The weights come from a small `course.model.Transformer` with mixtures in both of its layers.
+
+# %%
+from course.model import Transformer
+from course.training.data import load, training_batch
+
+norm, rope, attention = mine("02.1"), mine("02.2"), mine("02.3")
+data = load("code", vocab=512)
+config = ModelConfig(
+    vocab=data.tokenizer.vocab, context=64, width=64, layers=2, experts=8, top_k=2, expert_width=64, norm_eps=1e-5
+)
+torch.manual_seed(0)
+theirs = Transformer(config)
+weights = {name: weight.detach().clone().requires_grad_() for name, weight in theirs.named_parameters()}
+
+
+def my_block(x_BSD, part):
+    """Attention, then your mixture, each reading a normed copy of the stream and adding to it."""
+
+    def heads(name, h_BSD):
+        return (h_BSD @ part[f"attention.{name}.weight"].T).unflatten(-1, (config.heads, -1)).transpose(1, 2)
+
+    S = x_BSD.shape[1]
+    h_BSD = norm(x_BSD, part["attention_norm.weight"], config.norm_eps, False)
+    q_BHSC, k_BHSC = (
+        rope(heads(name, h_BSD), torch.arange(S), config.rope_theta, config.head_width, "half")
+        for name in ("query", "key")
+    )
+    y_BHSC = attention(q_BHSC, k_BHSC, heads("value", h_BSD), S)
+    x_BSD = x_BSD + y_BHSC.transpose(1, 2).flatten(2) @ part["attention.output.weight"].T
+    h_BSD = norm(x_BSD, part["feed_forward_norm.weight"], config.norm_eps, False)
+    experts = (part[f"feed_forward.{name}"] for name in ("gate_ED", "gate_up_EFD", "down_EDI"))
+    return x_BSD + my_moe(h_BSD.flatten(0, 1), *experts, k=config.top_k).view_as(x_BSD)
+
+
+def my_model(tokens_BS):
+    x_BSD = weights["embedding.weight"][tokens_BS]
+    for layer in range(config.layers):
+        first = f"blocks.{layer}."
+        x_BSD = my_block(x_BSD, {n.removeprefix(first): w for n, w in weights.items() if n.startswith(first)})
+    return norm(x_BSD, weights["norm.weight"], config.norm_eps, False) @ weights["head.weight"].T
+
+
+# %%
+tokens_BS, _ = training_batch(data, config.context, batch=4, seed=0, step=0)
+with torch.no_grad():
+    wanted_BSV, got_BSV = theirs(tokens_BS), my_model(tokens_BS)
+torch.testing.assert_close(got_BSV, wanted_BSV, atol=1e-4, rtol=1e-4)
+print(f"your model and course.model.Transformer agree on {tuple(got_BSV.shape)} logits")
+
+# %% [markdown]
+# Now it learns to read Python, through your gate, your sort, your combine, your norm and your attention. Each number below passed through functions that you wrote, and each
+# gradient came back through them.
+
+# %%
+optimizer = torch.optim.AdamW(weights.values(), lr=4e-3, betas=(0.9, 0.95), weight_decay=0.0)
+losses = []
+for step in range(120):
+    inputs_BS, targets_BS = training_batch(data, config.context, batch=16, seed=1, step=step)
+    loss = F.cross_entropy(my_model(inputs_BS).flatten(0, 1), targets_BS.flatten())
+    loss.backward()
+    if step == 0:
+        deaf = [name for name, weight in weights.items() if weight.grad is None]
+        assert not deaf, f"no gradient reaches {deaf[0]}: one of your functions leaves PyTorch (NumPy? tolist?)"
+    optimizer.step()
+    optimizer.zero_grad()
+    losses.append(loss.item())
+first, last = losses[0], sum(losses[-10:]) / 10
+assert last < first - 1
+print(
+    f"{first:.2f} nats a token at first, an even guess is {math.log(config.vocab):.2f}; {last:.2f} after {len(losses)} steps"
+)
 
 # %% [markdown]
 # One thing to take along. Six of eight logits of every token learned nothing from it. A router hears only about the experts it already chose; unit 05 shows
