@@ -1,6 +1,7 @@
 """What `course train` does. Lines are handed to `say`; every fault is a TrainingError."""
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from course.training.sharding import SHARDINGS
 from course.training.trainer import evaluate, train
 
 SOURCES = ("code", "prose")
+STATE = 16  # bytes a parameter: weight, gradient and two moments, in float32
 
 
 @ranks.joined()
@@ -100,9 +102,17 @@ def _source(data: str) -> Path | str:
 
 def _config(preset: str) -> ModelConfig:
     try:
-        return ModelConfig.preset(preset)
+        config = ModelConfig.preset(preset)
     except ValueError as error:
         raise TrainingError(str(error)) from None
+    needed = STATE * total_parameters(config)
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise TrainingError(
+            f"{preset} takes {needed / 1e9:,.0f} GB to train, and this machine has {there / 1e9:,.0f}: "
+            "train one of the tiny presets"
+        )
+    return config
 
 
 def _introduction(config: ModelConfig, settings: TrainSettings, text: Data) -> str:

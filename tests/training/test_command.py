@@ -84,6 +84,7 @@ def test_a_time_limit_ends_with_text_and_can_be_resumed(text, tmp_path):
     ("wrong", "sentence"),
     [
         ({"preset": "huge"}, "no preset 'huge'; choose one of: tiny-moe, tiny-dense"),
+        ({"preset": "llama-3.1-405b"}, "llama-3.1-405b takes 6,494 GB to train, and this machine has"),
         ({"steps": 0}, "0 steps train nothing"),
         ({"seconds": 0.0}, "0.0 seconds train nothing"),
         ({"optimizer": "sgd"}, "no optimizer 'sgd'; choose one of: adamw, muon"),
