@@ -45,9 +45,9 @@ from torch import Tensor
 # A merge replaces **every** occurrence of a pair of neighbours by one new id, from left to right. After a merge the walk goes on *behind* the two
 # ids that it used up: of three equal ids the first two merge, `[5, 5, 5]` becomes `[new, 5]`.
 #
-# A trainer that counted all pairs again after each merge would spend its life counting. So a good merge also says **by how much the count of
-# every pair changed**: count after minus count before. The count of a pair is the number of places where its two ids stand side by side,
-# overlapping or not, so `[5, 5, 5]` holds the pair `(5, 5)` twice. Mind the neighbours: when `(1, 2)` merges in `[1, 2, 3]`, the pair `(2, 3)` is
+# A trainer that counted all pairs of all its text again after each merge would spend its life counting. So a good merge also says **by how much
+# the count of every pair changed**: count after minus count before (counting both lists is fine here). The count of a pair is the number of
+# places where its two ids stand side by side, overlapping or not, so `[5, 5, 5]` holds the pair `(5, 5)` twice. Mind the neighbours: when `(1, 2)` merges in `[1, 2, 3]`, the pair `(2, 3)` is
 # gone as well, and a new pair `(new, 3)` has appeared.
 #
 # | | |
@@ -105,7 +105,7 @@ check("01.1", merge_pair)
 #   passed over, and the best of the other pairs is taken. Some models treat digits so, LLaMA for one; the lesson said why.
 #
 # Overlapping occurrences count, as in 01.1. When this cell is checked, `merge_pair` of 01.1 is there for you to call, in the course's own
-# version, so that one mistake costs one exercise.
+# version, so that one mistake costs one exercise: there is no need to copy yours into this cell, nor to use the changes that it returns.
 #
 # | | |
 # |---|---|
@@ -155,12 +155,12 @@ check("01.2", train_bpe)
 # Now the merges are used. From a text to ids, in this order:
 #
 # 1. **Specials.** `specials` holds names such as `<end>`, each with an id of its own. Wherever a name stands in the text it becomes that one id,
-#    and the text between is encoded by itself. (No name is the beginning of another, and `specials` may be empty.)
+#    and the text between is encoded by itself. (Names do not overlap, and `specials` may be empty.)
 # 2. **Pieces.** Each text between specials is cut by the regular expression `pattern`: its matches, one after the other, are the pieces, and
 #    joined they are the text again. No merge crosses a cut.
 # 3. **Bytes.** A piece begins as its bytes in UTF-8.
-# 4. **Merges.** As long as some neighbours in the piece are a pair in `merges`, merge the pair that stands **earliest in `merges`**. The merge at
-#    place `k` of the list (from 0) makes the id 256 + k. Every pair and every token occurs once in the list.
+# 4. **Merges.** As long as some neighbours in the piece are a pair in `merges`, merge the pair that stands **earliest in `merges`**, wherever it
+#    occurs in the piece. The merge at place `k` of the list (from 0) makes the id 256 + k. Every pair and every token occurs once in the list.
 #
 # Along with the ids return how many **bytes of text** each stands for. A byte is 1; a merge is as long as its two parts together; a special
 # stands for no text: 0. (A token may be a part of a character, so turning it into a `str` first gives wrong answers. More than one project
@@ -226,15 +226,14 @@ check("01.3", encode)
 #
 # $$-\ln \frac{e^{z_t}}{\sum_v e^{z_v}} \text{ nats.}$$
 #
-# Typed in as it stands, this breaks: $e^{89}$ is more than a float32 can hold, and $e^{-104}$ is less. Write it so that no finite logit breaks
-# it.
+# Typed in as it stands, this breaks: $e^{89}$ is more than a float32 can hold, and $e^{-104}$ is less. Write it so that it does not.
 #
 # - Compute in **float32**, and widen the logits *before* any arithmetic, whatever their dtype.
-# - Logits may be as large as a million and as far apart; every cost must still be right to five digits, or to two millionths of a nat. Even
-#   adding a maximum back at the wrong moment is seen.
+# - Logits may be as large as a million and as far apart; every cost must still be right to five digits, or to two millionths of a nat where
+#   that is more.
 # - A logit may be minus infinity: a token that is ruled out. It is never the target, and each row has at least one finite logit.
-# - A row whose target equals `ignore` is left out: it costs 0, and it does not count in the mean. `ignore` may be any int, -100 or -1, which are
-#   no class, but also the number of a class.
+# - A row whose target equals `ignore` is left out: it costs 0, and it does not count in the mean. `ignore` may be any int, -100 or -1 or 255, which
+#   may be no class, but also the number of a class.
 # - If no row counts, the loss is 0. (PyTorch's own returns NaN then, and its users keep being surprised; with data spread over machines, one
 #   empty share would poison all.)
 #

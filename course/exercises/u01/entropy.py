@@ -14,7 +14,13 @@ EDGES = [  # logits, targets, ignore, dtype
     ([[1e6, 1e6 + 1, 1e6 - 2], [-2000.0, -2001.5, -2000.5], [3.0, 1.0, 2.0]], [0, 2, 0], -100, torch.float32),
     ([[0.5, 1.5, -1.0], [2.0, 0.25, 0.0]], [-100, -100], -100, torch.float32),  # nothing is counted
     ([[5.0, 150.0, 2.0], [1.0, -140.0, 1.5], [0.5, 0.25, 0.0]], [0, 1, 2], -100, torch.float32),  # far from right
-    ([[1.0, -INF, 2.0, -INF], [-INF, 0.5, -INF, -INF], [0.0, 1.0, -INF, 3.0]], [0, 1, 3], -1, torch.float32),
+    (
+        [[1.0, -INF, 2.0, -INF], [-INF, 0.5, -INF, -INF], [0.0, 1.0, -INF, 3.0], [-INF, 1.0, 2.0, 0.5]],
+        [0, 1, 3, -1],  # the row left out rules out class 0
+        -1,
+        torch.float32,
+    ),
+    ([[1.0, 0.5, 2.0], [0.0, 1.5, 0.5]], [255, 2], 255, torch.float32),  # what is ignored lies beyond the classes
     ([[1.0, 3.0, 0.5], [2.0, 1.0, 0.0], [0.0, 2.5, 1.0]], [0, 2, 0], 0, torch.float32),  # the ignored one is a class
     ([[60000.0, 59968.0], [-60000.0, -59968.0], [0.5, 0.25]], [1, 0, -100], -100, torch.float16),
 ]
@@ -29,7 +35,7 @@ def inputs(rng, number):
     dtype = [torch.bfloat16, torch.float32, torch.float16][number % 3]
     logits_NV = torch.tensor(rng.normal(size=(N, V)) * scale + rng.normal(size=(N, 1)) * 10 * scale)
     targets_N = torch.tensor(rng.integers(V, size=N))
-    ignore = int(rng.choice([-100, -1, int(rng.integers(V))]))
+    ignore = int(rng.choice([-100, -1, 255, int(rng.integers(V))]))
     left_out_N = torch.tensor(rng.random(N) < 0.3)
     return {"logits_NV": logits_NV.to(dtype), "targets_N": targets_N.where(~left_out_N, ignore), "ignore": ignore}
 
@@ -160,7 +166,7 @@ def nothing_counted_is_nan(logits_NV, targets_N, ignore):
 def only_negatives_left_out(logits_NV, targets_N, ignore):
     z_NV = logits_NV.float()
     counted_N = targets_N >= 0
-    target_N1 = torch.where(counted_N, targets_N, 0)[:, None]
+    target_N1 = targets_N.clamp(0, logits_NV.shape[1] - 1)[:, None]
     z_NV = z_NV - z_NV.amax(dim=1, keepdim=True)
     nats_N = z_NV.exp().sum(dim=1).log() - z_NV.gather(1, target_N1)[:, 0]
     nats_N = torch.where(counted_N, nats_N, 0.0)
