@@ -8,7 +8,9 @@ import subprocess
 import sys
 import sysconfig
 import time
+import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -107,7 +109,11 @@ def _served(log: Path, port: int, path: str) -> dict:
     """A notebook as the server gives it."""
     for _ in range(300):
         if found := re.search(r"token=(\w+)", log.read_text()):
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/contents/{path}?token={found[1]}") as answer:
+            address = f"http://127.0.0.1:{port}/api/contents/{path}?token={found[1]}"
+            with (
+                suppress(urllib.error.URLError),
+                urllib.request.urlopen(address) as answer,
+            ):  # it tells before it listens
                 return json.load(answer)
         time.sleep(0.1)
     raise AssertionError(log.read_text())

@@ -136,8 +136,9 @@ LOOK = """
 import gc, json, os, sys
 def looked():
     files, read = [], []
-    for folder, _, names in os.walk('/'):
-        files += [os.path.join(folder, name) for name in names if not folder.startswith(LIBRARIES)]
+    for folder, folders, names in os.walk('/'):
+        folders[:] = [name for name in folders if not os.path.join(folder, name).startswith(LIBRARIES)]
+        files += [os.path.join(folder, name) for name in names]
     for path in ('/etc/passwd', '/etc/shadow', '/proc/kcore', '/proc/1/root/etc/passwd', *FORBIDDEN):
         try: read.append(open(path, 'rb').read(9) and path)
         except OSError: pass
