@@ -46,7 +46,7 @@ def reference(logits_NV, targets_N, ignore):
     counted_N = targets_N != ignore
     target_N1 = (targets_N * counted_N)[:, None]
     nats_N1 = z_NV.exp().sum(dim=1, keepdim=True).log() - z_NV.gather(1, target_N1)
-    nats_N = torch.where(counted_N, nats_N1[:, 0], 0.0)
+    nats_N = torch.where(counted_N, nats_N1.flatten(), 0.0)
     return nats_N.sum() / counted_N.sum().clamp(min=1), nats_N
 
 
