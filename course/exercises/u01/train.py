@@ -51,7 +51,7 @@ def reference(pieces, size, at_least, single_digits):
             break
         best = min(allowed, key=lambda pair: (-counts[pair], pair))
         for w, word in enumerate(words):
-            if best[0] in word:
+            if best in pairwise(word):
                 words[w], changes = merge_pair(word, list(best), 256 + len(merges))
                 for left, right, change in changes:
                     counts[left, right] += change * weights[w]
