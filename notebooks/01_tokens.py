@@ -92,8 +92,21 @@ plt.show()
 # The list never ends, because people make words: every programmer who names a variable adds one. A model of words would have to read `<unknown>`
 # for some seven in a hundred of them, and could never write a name that it had not been given.
 #
-# The other end is characters. There are few enough in our corpus, but Unicode has some 150,000, and each version adds more. Below characters lies
-# a list that is closed for good: **bytes**. In UTF-8 every text is a row of numbers from 0 to 255.
+# The other end is characters. How many would be needed?
+
+# %%
+import sys
+import unicodedata
+
+kind_of = [unicodedata.category(chr(point)) for point in range(sys.maxunicode + 1)]
+assigned = sum(kind not in ("Cn", "Co", "Cs") for kind in kind_of)  # not unassigned, private or half of a pair
+print(
+    f"{assigned:,} characters in Unicode {unicodedata.unidata_version}, {len(set().union(*(d.text for d in train)))} in our files"
+)
+
+# %% [markdown]
+# Our files would do with few, but the next text may hold any of them, and each version of Unicode adds some. Below characters lies a list that is
+# closed for good: **bytes**. In UTF-8 every text is a row of numbers from 0 to 255.
 #
 # **Predict:** how many bytes is `é`? A Chinese character? The emoji of a scientist?
 
@@ -142,11 +155,11 @@ from course.training import tokenizer
 from course.training.bpe import PATTERN
 
 
-def learn_with_library(cut):
-    """A library tokenizer of 1,024 tokens that cuts text by a regular expression."""
+def learn_with_library(cut, size=1024):
+    """A tokenizer of the library that has read an eighth of the files, cut by a regular expression."""
     library = tokenizers.Tokenizer(models.BPE())
     library.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(cut), behavior="isolated")
-    trainer = trainers.BpeTrainer(vocab_size=1024, initial_alphabet=[chr(b) for b in range(256)], show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=[chr(b) for b in range(256)], show_progress=False)
     library.train_from_iterator((text.decode("latin-1") for text in train_bytes[::8]), trainer)
     return library
 
@@ -154,16 +167,18 @@ def learn_with_library(cut):
 for name, cut in {"our cuts": PATTERN, "lines only": r"[^\n]*\n|[^\n]+"}.items():
     library = learn_with_library(cut)
     count = sum(len(library.encode(text.decode("latin-1")).ids) for text in validation_bytes)
-    longest = sorted(library.get_vocab(), key=lambda token: (len(token), token))[-7:]
+    longest = sorted(library.get_vocab(), key=lambda token: (len(token), token))
+    some = [[t for t in longest if "self" in t], [t for t in longest if not t.isspace()][-5:]]
     print(f"{name:10}: {sum(map(len, validation_bytes)) / count:.2f} bytes a token")
-    print(f"            longest: {'  '.join(visible(t.encode('latin-1')) for t in longest)}\n")
+    for what, chosen in zip(["with self", "longest"], some, strict=True):
+        print(f"{what:>13}: {'  '.join(visible(t.encode('latin-1')) for t in chosen)}")
 
 # %% [markdown]
-# Without our cuts the tokens are *better* at saying much with little, and still nearly everybody cuts. The longest tokens show why. They are
-# whole phrases of one file's tables, or a name with the indentation before it, so that `self` at another depth is another token. What a model
-# learns about one of them it does not know of the others. (The GPT-2 report, section 2.2, gives the same reason: `dog.`, `dog!` and `dog?` would
-# each take a place.) And cutting makes the training cheap, as the next cell shows. The loss in compression is a price that one can pay or not,
-# and newer work pays less of it (SuperBPE, below).
+# Without our cuts the tokens are *better* at saying much with little, and still nearly everybody cuts. The examples show why. `self` behind
+# another indentation is another token, and what a model learns about one of them it does not know of the others. (The GPT-2 report, section 2.2,
+# gives the same reason: `dog.`, `dog!` and `dog?` would each take a place.) The longest tokens are whole phrases from the tables of a few files.
+# And cutting makes the training cheap, as the next cell shows. The loss in compression is a price that one can pay or not, and newer work pays
+# less of it (SuperBPE, below).
 
 # %%
 counted = Counter(piece for text in train_bytes for piece in pieces(text))
@@ -252,40 +267,29 @@ print("  ".join(visible(token) for token in spelled[256:]))
 #
 # ## When two pairs are equally frequent
 #
-# `smaller_ids` hides a decision. **Predict:** among the first 60 merges, how often was another pair exactly as frequent as the one taken? And
-# does it matter?
+# `smaller_ids` hides a decision. What one writes first is shorter: `max(counts, key=counts.get)`, and of equal pairs that takes the one which was
+# met first.
+#
+# **Predict:** read the same files in another order. How many of the 120 merges change?
+
 
 # %%
-ties = []
-
-
-def noting(counts):
-    best = smaller_ids(counts)
-    ties.append(sum(n == counts[best] for n in counts.values()) - 1)
-    return best
-
-
 def first_met(counts):
-    return max(counts, key=counts.get)  # what one writes first: of equals, the one that was put in first
+    return max(counts, key=counts.get)
 
-
-assert learn(counted, 60, noting) == learned[:60]
-print(f"{sum(n > 0 for n in ties)} of {len(ties)} merges were ties")
 
 backwards = Counter(piece for text in reversed(sample) for piece in pieces(text))
-one, other = learn(counted, 60, first_met), learn(backwards, 60, first_met)
-apart = [i for i in range(60) if one[i] != other[i]]
-print(
-    f"the same files in another order: {len(apart)} of 60 merges differ, the first of them merge {min(apart, default=None)}"
-)
+one, other = learn(counted, 120, first_met), learn(backwards, 120, first_met)
+apart = [i for i in range(120) if one[i] != other[i]]
+print(f"{len(apart)} of 120 merges differ, at places {apart}")
 
 # %% [markdown]
-# With `max(counts, key=counts.get)` the vocabulary depends on the order in which files were read. It is a bug that was reported against
-# well-known teaching code (minbpe, pull request 90), and every id after the first difference means something else. A tokenizer must be a function
-# of the text. So a rule is needed, any rule: the course's, and the library's, is that **the smaller ids win**.
+# The vocabulary depends on the order in which files were read. It is a bug that was reported against well-known teaching code (minbpe, pull
+# request 90), and every id after the first difference means something else. A tokenizer must be a function of the text. So a rule is needed, any
+# rule: the course's, and the library's, is that **the smaller ids win**.
 #
-# Another decision hides in the counting. In `   `, three blanks, is the pair of blanks there once or twice? We count twice, although only one of
-# the two can be merged. SentencePiece counts once. Again both work, and again one must say which.
+# Another decision hides in the counting. Do three blanks in a row hold the pair (blank, blank) once or twice? We count twice, although only one
+# of the two can be merged. SentencePiece counts once. Again both work, and again one must say which.
 #
 # Now hold ours against the course's own, and the course's against the library, on the whole of the training files:
 
@@ -409,7 +413,7 @@ print("longest of the rest:", "  ".join(sorted_by_length(kinds["the rest"])[-4:]
 # %% [markdown]
 # ## Encoding: by rank, not by length
 #
-# Now read a new text. The vocabulary contains `root` and ` r`, `ot`, and more. How is ` root` cut?
+# Now read a new text. The vocabulary contains `root`, `·r`, `ot` and more (a dot stands for a blank). How is `·root` cut?
 #
 # The plain idea is *greedy*: from the left, take the longest token that fits. **Predict:** does that give the same tokens that training would
 # have given?
@@ -618,25 +622,25 @@ DIGITS = {
     "three at most, from the right": r" ?[0-9]{1,3}(?=(?:[0-9]{3})*(?![0-9]))| ?[^0-9 ]+",
     "digit by digit": r" ?[0-9]| ?[^0-9 ]+",
 }
-rows = {"no rule: what was frequent": learn_with_library(PATTERN.replace("{1,3}", "+")).encode(number).tokens}
+rows = {"no rule, 4,096 ids": learn_with_library(PATTERN.replace("{1,3}", "+"), 4096).encode(number).tokens}
 rows |= {name: re.findall(pattern, number) for name, pattern in DIGITS.items()}
 draw({name: [cut.encode() for cut in row] for name, row in rows.items()}, "A sum, cut in four ways")
 
 # %% [markdown]
-# *Figure: the sum 1234567 + 89 = 1234656 as boxes in four rows: as a tokenizer of 1,024 ids cuts it when digits may merge freely; in threes from
-# the left, 123|456|7; in threes from the right, 1|234|567; digit by digit.*
+# *Figure: the sum 1234567 + 89 = 1234656 as boxes in four rows: as a tokenizer of 4,096 ids cuts it when digits may merge freely, 1|23|45|67 and
+# 1|23|4|65|6; in threes from the left, 123|456|7; in threes from the right, 1|234|567; digit by digit.*
 #
-# Without any rule a number falls apart wherever its digits happened to be frequent together: the same number may be cut otherwise when one digit
-# changes. With threes from the left, as ours and as DeepSeek-V3's (quoted: its pre-tokenizer's expressions, as they stand in llama.cpp), the 7 of
-# a seven-digit number stands where the 567 of a nine-digit one does, and digits of equal weight do not line up; from the right they do, and
-# adding gets easier for a model (Singh and Strouse 2024). Digit by digit they always do, for up to three times the tokens: LLaMA and
-# DeepSeek-Coder cut so. No cut is right; each makes something easy. In the lab your trainer gets a switch for it.
+# Without any rule a number falls apart wherever its digits happened to be frequent together, and a neighbouring number elsewhere. With threes
+# from the left, as ours and as DeepSeek-V3's (quoted: its pre-tokenizer's expressions, as they stand in llama.cpp), the 7 of a seven-digit number
+# stands where the 567 of a nine-digit one does, and digits of equal weight do not line up; from the right they do, and adding gets easier for a
+# model (Singh and Strouse 2024). Digit by digit they always do, for up to three times the tokens: LLaMA and DeepSeek-Coder cut so. No cut is
+# right; each makes something easy. In the lab your trainer gets a switch for it.
 
 # %% [markdown]
 # ## The price of one guess
 #
 # Now the loss. A model sees some tokens and gives every possible next one a number, its *logit*; softmax makes probabilities of them. If the
-# token that really comes had probability $p$, the guess costs $-\ln p$ **nats**: nothing for a certain guess, and the more, the more surprised
+# token that really comes had probability $p$, the guess costs $-\ln(p)$ **nats**: nothing for a certain guess, and the more, the more surprised
 # the model is. The mean of that over a text is the *cross entropy*, the loss of every language model.
 #
 # **Predict:** a model that has learned nothing yet finds all of 1,024 tokens about equally likely. What is its loss?
@@ -651,8 +655,8 @@ with torch.no_grad():
 print(f"ln 1024 = {math.log(1024):.3f} (computed); an untrained transformer: {first:.3f} (measured here)")
 
 # %% [markdown]
-# Every training curve with this vocabulary begins near 6.93, and one that begins elsewhere has a bug. With bytes it would begin at ln 257 = 5.55:
-# our first sign that losses of different tokenizers do not compare.
+# Every training curve with this vocabulary begins near 6.93, and one that begins far from it needs an explanation. With bytes it would begin at
+# ln 257 = 5.55: our first sign that losses of different tokenizers do not compare.
 #
 # ## Big numbers
 #
@@ -729,7 +733,7 @@ print("gradient     ", [f"{g:+.2f}" for g in z.grad.tolist()], "sums to zero")
 
 # %%
 def models_that_count(size):
-    """Total nats for the validation files, of single tokens and of pairs; and how many tokens those files are."""
+    """Total nats for the validation files, of single tokens and of pairs; how many tokens they are; and the size of the table."""
     V, end = vocabulary(size).vocab, vocabulary(size).end
     read, unseen = ids_of(size)
     p_V = (np.bincount(read, minlength=V) + 1) / (len(read) + V)
@@ -741,14 +745,16 @@ def models_that_count(size):
     place = np.minimum(np.searchsorted(pairs, wanted), len(pairs) - 1)
     c_ab = np.where(pairs[place] == wanted, count[place], 0)
     p_ab = (c_ab + kinds_V[before] * p_V[unseen]) / (c_V[before] + kinds_V[before])
-    return -np.log(p_V[unseen]).sum(), -np.log(p_ab).sum(), len(unseen)
+    return -np.log(p_V[unseen]).sum(), -np.log(p_ab).sum(), len(unseen), len(pairs)
 
 
 vocabularies = [257, 1024, 4096]
 found = {size: models_that_count(size) for size in vocabularies}
 size_of_text = sum(map(len, validation_bytes))
-for size, (single, pair, n) in found.items():
-    print(f"{size:5,} ids: single tokens {single / n:.3f} nats a token, pairs {pair / n:.3f}, for {n:,} tokens")
+for size, (single, pair, n, entries) in found.items():
+    print(
+        f"{size:5,} ids: single tokens {single / n:.3f} nats a token, pairs {pair / n:.3f} ({entries:,} of them seen)"
+    )
 
 # %% [markdown]
 # The loss rises and rises. By the number that everybody plots, bytes are best by far, and our tokenizer makes everything worse.
@@ -841,7 +847,7 @@ for axis, key, label in [(axes[0], "nats_per_token", "nats a token"), (axes[1], 
     axis.set(xlabel="ids", ylabel=label, xlim=(-0.5, 2.5), xticks=range(3))
     axis.set_xticklabels([f"{int(size):,}" for size in record["runs"]])
 axes[0].set_title("The loss of a transformer")
-axes[1].set_title("What the text costs it (no zero)")
+axes[1].set_title("What the text costs it, zoomed in")
 plt.show()
 for pair, verdict in record["verdicts"].items():
     print(
@@ -863,7 +869,7 @@ for pair, verdict in record["verdicts"].items():
 #
 # ## A loss is a file size
 #
-# Why bits? Because the number is more than a score. A model that gives the next token probability $p$ lets you *store* that token in $-\log_2 p$
+# Why bits? Because the number is more than a score. A model that gives the next token probability $p$ lets you *store* that token in $-\log_2(p)$
 # bits, and the whole text in the sum of them. Not in theory: here is the program. It narrows an interval, starting from 0 to 1. Each token takes
 # the part of the interval that belongs to it, as wide as its probability; at the end any number inside the interval names the whole text.
 # (*Arithmetic coding*, from the 1970s. Exact fractions, so it is slow and short.)
@@ -943,7 +949,7 @@ for size, runs in record["runs"].items():
 everyone = sorted((sizes_in_bits | models_in_bits).items(), key=lambda item: -item[1])
 _, axis = plt.subplots(figsize=(9, 4.6))
 colours = [
-    "#E69F00" if name in sizes_in_bits else "#D55E00" if "transformer" in name else "#0072B2" for name, _ in everyone
+    "#E69F00" if name in sizes_in_bits else "#009E73" if "transformer" in name else "#0072B2" for name, _ in everyone
 ]
 bars = axis.barh([name for name, _ in everyone], [value for _, value in everyone], color=colours, height=0.7)
 axis.bar_label(bars, fmt="%.2f", padding=3, fontsize=9)
@@ -960,9 +966,9 @@ plt.show()
 # crowd between 2.2 and 1.8; at the bottom lzma, when it has read four megabytes of the training files before.*
 #
 # Is this fair? Not very, and it is worth saying how. The compressors start from nothing, except for the last bar; the tables were counted on 11
-# MB; the transformers have read 2 MB, once. And a table is itself far larger than the text it saves: for a real file you would have to send it
-# along. Still, look at the bottom. A compressor that remembers *exactly* what it read in the last megabytes beats everything that we have. To be
-# better, a model must do more than remember. Keep its number in mind; units 03 and 04 train models that you may hold against it.
+# MB; the transformers have read 2 MB. And a table would have to be sent along with the file: the largest has more entries than the validation
+# files have tokens. Still, look at the bottom. A compressor that remembers *exactly* what it read in the last megabytes beats everything that we
+# have. To be better, a model must do more than remember. Keep its number in mind; units 03 and 04 train models that you may hold against it.
 
 # %% [markdown]
 # ## Turn the knobs
@@ -1010,9 +1016,9 @@ controls = interact(
 #   model.
 # - A transformer gains 0.09 bits a byte from 4,096 ids over bytes (recorded, three seeds, resolved), and half of the time.
 #
-# **What surprised:** that the transformer gains so little from longer tokens, and a table so much; and that `xz`, which learns nothing, beats all
-# of them once it has seen the training text. Whoever reads "loss 1.45 against 4.86" without asking *for what* has learned the opposite of what
-# happened.
+# **What surprised:** that the transformer gains so little from longer tokens, and a table so much; and that `xz`, which knows nothing of Python,
+# beats all of them once it has seen four megabytes of it. Whoever reads "loss 1.45 against 4.86" without asking *for what* has learned the
+# opposite of what happened.
 #
 # **To read**
 #

@@ -47,8 +47,8 @@ from torch import Tensor
 #
 # A trainer that counted all pairs of all its text again after each merge would spend its life counting. So a good merge also says **by how much
 # the count of every pair changed**: count after minus count before (counting both lists is fine here). The count of a pair is the number of
-# places where its two ids stand side by side, overlapping or not, so `[5, 5, 5]` holds the pair `(5, 5)` twice. Mind the neighbours: when `(1, 2)` merges in `[1, 2, 3]`, the pair `(2, 3)` is
-# gone as well, and a new pair `(new, 3)` has appeared.
+# places where its two ids stand side by side, overlapping or not, so `[5, 5, 5]` holds the pair `(5, 5)` twice. Mind the neighbours: when `(1,
+# 2)` merges in `[1, 2, 3]`, the pair `(2, 3)` is gone as well, and a new pair `(new, 3)` has appeared.
 #
 # | | |
 # |---|---|
@@ -229,11 +229,11 @@ check("01.3", encode)
 # Typed in as it stands, this breaks: $e^{89}$ is more than a float32 can hold, and $e^{-104}$ is less. Write it so that it does not.
 #
 # - Compute in **float32**, and widen the logits *before* any arithmetic, whatever their dtype.
-# - Logits may be as large as a million and as far apart; every cost must still be right to five digits, or to two millionths of a nat where
-#   that is more.
+# - Logits may be as large as a million and as far apart; every cost must still be right to five digits, or to two millionths of a nat where that
+#   is more.
 # - A logit may be minus infinity: a token that is ruled out. It is never the target, and each row has at least one finite logit.
-# - A row whose target equals `ignore` is left out: it costs 0, and it does not count in the mean. `ignore` may be any int, -100 or -1 or 255, which
-#   may be no class, but also the number of a class.
+# - A row whose target equals `ignore` is left out: it costs 0, and it does not count in the mean. `ignore` may be any int, -100 or -1 or 255,
+#   which may be no class, but also the number of a class.
 # - If no row counts, the loss is 0. (PyTorch's own returns NaN then, and its users keep being surprised; with data spread over machines, one
 #   empty share would poison all.)
 #
@@ -248,8 +248,8 @@ check("01.3", encode)
 # | returns `loss` | `[]` float32 | the mean cost of the rows that count; 0 if there are none |
 # | returns `nats_N` | `[N]` float32 | what each row costs; 0 where the target is `ignore` |
 #
-# For example, a row of four equal logits costs $\ln 4 = 1.3863$ whatever its target, and the row `[2, 0, 0, 0]` with target 0 costs $\ln(e^2 + 3)
-# - 2 = 0.3408$.
+# For example, a row of four equal logits costs $\ln 4 = 1.3863$ whatever its target, and the row `[2, 0, 0, 0]` with target 0 costs
+# $\ln(e^2+3)-2=0.3408$.
 #
 # **Exercise 01.4** · difficulty 3 of 5 · 25 minutes · 15 points · spine
 

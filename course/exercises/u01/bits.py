@@ -11,7 +11,7 @@ EDGES = [  # nats of each token, its document, the texts; the last token of a do
     ([2.0, 1.0, 0.5, 3.0, 0.25], [0, 0, 0, 1, 1], ["abcd", "é"]),  # the lab's example
     ([1.5, 0.75], [0, 0], ["x = 1\n"]),
     ([2.0, 1.0, 4.0, 0.5, 0.5, 1.0], [1, 0, 1, 2, 0, 1], ["日本", "ab", ""]),  # mixed up, and one is empty
-    ([0.0, 0.0, 1.0], [0, 0, 1], ["sure", "🙂"]),
+    ([0.0, 0.0, 1.0, 0.0], [0, 0, 1, 2], ["sure", "🙂", ""]),  # an end may cost nothing
 ]
 TEXTS = ["def f(x):\n    return x\n", "größer", "日本語", "a", "", "naïve café", "🙂🙂", "import math\n" * 3, "Ελλάδα"]
 
@@ -38,10 +38,10 @@ def inputs(rng, number):
 
 
 def reference(nats_N, document_N, texts):
-    sizes = [len(text.encode()) for text in texts]
+    sizes = torch.tensor([len(text.encode()) for text in texts])
     bits = torch.zeros(len(texts)).index_add(0, document_N, nats_N) / math.log(2)
-    each = [cost / size if size else math.inf for cost, size in zip(bits.tolist(), sizes, strict=True)]
-    return bits.sum().item() / sum(sizes), each
+    each = torch.where(sizes > 0, bits / sizes, math.inf)
+    return (bits.sum() / sizes.sum()).item(), each.tolist()
 
 
 def token_by_token(nats_N, document_N, texts):

@@ -42,16 +42,16 @@ def reference(pieces, size, at_least, single_digits):
     words, weights = [list(piece.encode()) for piece in pieces], list(pieces.values())
     alone = set(b"0123456789") if single_digits else set()
     counts, merges = Counter(), []
-    for word, weight in zip(words, weights, strict=True):
+    for w, word in enumerate(words):
         for pair in pairwise(word):
-            counts[pair] += weight
+            counts[pair] += weights[w]
     while 256 + len(merges) < size:
         allowed = [pair for pair, count in counts.items() if count >= at_least and not alone.intersection(pair)]
         if not allowed:
             break
         best = min(allowed, key=lambda pair: (-counts[pair], pair))
         for w, word in enumerate(words):
-            if best[0] in word:
+            if best in pairwise(word):
                 words[w], changes = merge_pair(word, list(best), 256 + len(merges))
                 for left, right, change in changes:
                     counts[left, right] += change * weights[w]
