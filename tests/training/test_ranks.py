@@ -283,3 +283,10 @@ def test_the_command_resumed_ends_as_one_process_does(run, text, tmp_path):
     assert said.count("The model writes:") == 1
     train_command(tmp_path, data=str(text), vocab=270, steps=10, say=lambda line: None)
     assert same(read_log(out / "log.csv"), read_log(tmp_path / "log.csv"), rel=1e-5)
+
+
+def test_a_fault_that_all_ranks_find_is_said_once(tmp_path):
+    process = torchrun("-m", "course", "train", "--resume", "--out", str(tmp_path / "nothing"))
+    said, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert (said, err.count("there is no checkpoint at")) == ("", 1)
