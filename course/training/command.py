@@ -77,7 +77,9 @@ def train_command(
             say(_line(row))
 
     try:
-        model, rows = train(config, text, settings, out, resume, seconds, report, progress, sharding)
+        model, rows = train(
+            config, text, settings, out, resume, seconds, report, progress, sharding, device=ranks.device()
+        )
     except KeyboardInterrupt:
         say(f"Stopped. The checkpoint is in {out}; the same command with --resume goes on from it.")
         raise

@@ -6,6 +6,7 @@ What is a sum, a mean or an agreement is asked of all ranks at the same place, o
 """
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -35,6 +36,10 @@ def joined() -> Iterator[None]:
         dist.init_process_group("gloo")
     try:
         yield
+    except TrainingError:
+        if not first():
+            time.sleep(5)  # the first rank mostly has the same to say: then torchrun ends the others, who need not
+        raise
     finally:
         dist.destroy_process_group()
 

@@ -49,6 +49,7 @@ def train(
     on_step: OnStep | None = None,
     progress: bool = False,
     sharding: str = "none",
+    device: torch.device = torch.device("cpu"),
 ) -> Result:
     """Train from scratch, or with `resume` from the checkpoint in `out`, until the last step or for `seconds`.
 
@@ -57,6 +58,7 @@ def train(
     on_step: called after every step, on every rank, with its row and the routings of the rank's own tokens, one a
     mixture layer.
     sharding: whether each of several ranks holds a copy of the model ("none") or a share of it ("full").
+    device: where the model is trained and stays; several ranks give `ranks.device()`.
     Raises: TrainingError when data, config and checkpoint do not go together; KeyboardInterrupt on Ctrl-C, after the
     step in hand was finished and a checkpoint written.
     """
@@ -75,7 +77,7 @@ def train(
         model.load_state_dict(checkpoint.model)
         torch.set_rng_state(checkpoint.rng)
         rows = [Row(*row) for row in checkpoint.rows]
-    loss = spread(model.to(ranks.device()), sharding)
+    loss = spread(model.to(device), sharding)
     optimizer = MuonAndAdamW(model, settings) if settings.optimizer == "muon" else adamw(model, settings)
     if checkpoint:
         load(optimizer, checkpoint.optimizer)
