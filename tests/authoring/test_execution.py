@@ -39,6 +39,11 @@ def test_the_kernel_is_this_python():
     assert notebook.cells[0].outputs[0].data["text/plain"] == "True"
 
 
+def test_the_letters_of_a_picture_are_no_address():
+    picture = "from IPython.display import display\ndisplay({'image/png': 'iVBORw0xe23345a3f0'}, raw=True)"
+    assert executed(picture).cells[0].outputs[0].data["image/png"] == "iVBORw0xe23345a3f0"
+
+
 @pytest.mark.parametrize(
     ("source", "says"),
     [
