@@ -705,6 +705,7 @@ def recorded(name):
     return record
 
 
+# %%
 older = recorded("look_inside")
 print(f"{older['steps']:,} steps; loss by seed", [round(run["within"], 2) for run in older["runs"]])
 figure, axes = plt.subplots(1, 3, figsize=(9.5, 2.6))

@@ -4,6 +4,8 @@ What would differ between two runs is left out of the outputs: timings, standard
 (they need a running kernel). A warning or a traceback on standard error is a fault: the learner would see it too.
 """
 
+import base64
+import io
 import os
 import re
 import sys
@@ -110,8 +112,20 @@ def _tidy(outputs: list[Any], place: int) -> list[Any]:
         elif output.output_type == "stream" and kept and kept[-1].output_type == "stream":
             kept[-1].text += output.text
         else:
+            if picture := output.get("data", {}).get("image/png"):
+                output.data["image/png"] = _in_256_colours(picture)
             kept.append(output)
     return kept
+
+
+def _in_256_colours(picture: str) -> str:
+    """A figure's PNG in base64 with a palette: a third of the size, and no difference to the eye."""
+    from PIL import Image
+
+    drawn = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB")
+    small = io.BytesIO()
+    drawn.quantize(256, dither=Image.Dither.NONE).save(small, "png", optimize=True)
+    return base64.b64encode(small.getvalue()).decode()
 
 
 def _local(outputs: list[Any], place: int, paths: list[str]) -> None:

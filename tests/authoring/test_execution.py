@@ -1,5 +1,10 @@
+import base64
+import io
+import re
+
 import pytest
 from nbformat import v4
+from PIL import Image
 
 from course.authoring.run import CellError, execute
 
@@ -39,9 +44,14 @@ def test_the_kernel_is_this_python():
     assert notebook.cells[0].outputs[0].data["text/plain"] == "True"
 
 
-def test_the_letters_of_a_picture_are_no_address():
-    picture = "from IPython.display import display\ndisplay({'image/png': 'iVBORw0xe23345a3f0'}, raw=True)"
-    assert executed(picture).cells[0].outputs[0].data["image/png"] == "iVBORw0xe23345a3f0"
+def test_a_picture_keeps_its_looks_in_a_palette_and_its_letters_are_no_address(monkeypatch):
+    monkeypatch.setattr("course.authoring.run.ADDRESS", re.compile("iVBOR"))  # what every PNG begins with
+    code = "import matplotlib.pyplot as plt\nplt.plot([0, 1, 4], color='red')\nplt.show()"
+    picture = executed(code).cells[0].outputs[0].data["image/png"]
+    drawn = Image.open(io.BytesIO(base64.b64decode(picture)))
+    assert drawn.mode == "P"
+    away_from_red = np.abs(np.asarray(drawn.convert("RGB"), dtype=int) - [255, 0, 0]).sum(-1)
+    assert (away_from_red < 20).sum() > 100
 
 
 @pytest.mark.parametrize(
