@@ -2,6 +2,7 @@ import base64
 import io
 import re
 
+import numpy as np
 import pytest
 from nbformat import v4
 from PIL import Image
