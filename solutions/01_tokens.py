@@ -60,7 +60,7 @@ from torch import Tensor
 #
 # For example, `merge_pair([1, 2, 3, 1, 2], [1, 2], 9)` returns `[9, 3, 9]` and `[[1, 2, -2], [2, 3, -1], [3, 1, -1], [3, 9, 1], [9, 3, 1]]`.
 #
-# **Exercise 01.1** · difficulty 2 of 5 · 15 minutes · 10 points
+# **Exercise 01.1** · difficulty 2 of 5 · 10 minutes · 10 points
 
 
 # %% tags=["exercise:01.1"]
@@ -118,7 +118,7 @@ check("01.1", merge_pair)
 # For example, `train_bpe({"ab": 3, "abc": 2, "bc": 4}, 258, 1, False)`: the pair `b c` occurs 2 + 4 times and `a b` 3 + 2 times, so `[98, 99]`
 # comes first and makes 256. Now `abc` is `a` and 256, and `a b` is left with 3. The result is `[[98, 99], [97, 98]]`.
 #
-# **Exercise 01.2** · difficulty 3 of 5 · 30 minutes · 15 points
+# **Exercise 01.2** · difficulty 3 of 5 · 25 minutes · 15 points
 
 
 # %% tags=["exercise:01.2"]
@@ -180,7 +180,7 @@ check("01.2", train_bpe)
 # For example, with `merges = [[98, 99], [97, 98]]`, that is `bc` = 256 and `ab` = 257, and `specials = {"<end>": 300}`, the text `abc<end>ab`
 # becomes `[97, 256, 300, 257]` with the sizes `[1, 2, 0, 2]`. In `abc` both pairs are known, and `bc` was learned first.
 #
-# **Exercise 01.3** · difficulty 3 of 5 · 25 minutes · 15 points
+# **Exercise 01.3** · difficulty 3 of 5 · 20 minutes · 15 points
 
 # %% tags=["exercise:01.3"]
 # exercise 01.3
@@ -251,7 +251,7 @@ check("01.3", encode)
 # For example, a row of four equal logits costs $\ln 4 = 1.3863$ whatever its target, and the row `[2, 0, 0, 0]` with target 0 costs
 # $\ln(e^2+3)-2=0.3408$.
 #
-# **Exercise 01.4** · difficulty 3 of 5 · 25 minutes · 15 points · spine
+# **Exercise 01.4** · difficulty 3 of 5 · 20 minutes · 15 points · spine
 
 
 # %% tags=["exercise:01.4"]
@@ -298,7 +298,7 @@ check("01.4", cross_entropy)
 # For example, `nats_N = [2, 1, 0.5, 3, 0.25]` and `document_N = [0, 0, 0, 1, 1]` with `texts = ["abcd", "é"]`: 3.5 nats for four bytes and 3.25
 # nats for two. So `each` is `[1.2624, 2.3444]`, and `overall` is 6.75 nats for six bytes, 1.6230.
 #
-# **Exercise 01.5** · difficulty 2 of 5 · 15 minutes · 10 points
+# **Exercise 01.5** · difficulty 2 of 5 · 10 minutes · 10 points
 
 
 # %% tags=["exercise:01.5"]

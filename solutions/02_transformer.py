@@ -62,7 +62,8 @@ from torch import Tensor
 #   sum `1 + weight` as well), and round to the dtype of `x` **last**.
 #
 # For example, with `x = [3, 4]`, `eps = 0` and `weight_D = [2, 0.5]`: norm(x) is `[0.8485, 1.1314]`, and the result `[1.6971, 0.5657]` in the
-# first convention, `[2.5456, 1.6971]` in the second. A vector of zeros stays zero in both.
+# first convention, `[2.5456, 1.6971]` in the second. With eps above 0, a vector of zeros
+# stays zero in both.
 #
 # PyTorch's own RMSNorm functions are out of bounds.
 #
@@ -74,7 +75,7 @@ from torch import Tensor
 # | `zero_centred` | bool | |
 # | returns | `[..., D]` | the dtype of `x` |
 #
-# **Exercise 02.1** · difficulty 2 of 5 · 15 minutes · 10 points
+# **Exercise 02.1** · difficulty 2 of 5 · 10 minutes · 10 points
 
 
 # %% tags=["exercise:02.1"]
@@ -108,7 +109,7 @@ check("02.1", rms_norm)
 #   `layout="interleaved"`: feature $2i$ with feature $2i + 1$ (DeepSeek, GPT-J). Each feature *stays in its place* either way.
 # - **How many features turn.** Only the first `rotary` of the C features; the others pass as they are (GPT-NeoX turned a quarter).
 # - **Where a row stands.** Row $s$ of `x` stands at position `positions_S[s]`: any whole numbers from 0 on, in any order. With a
-#   cache, the new row may be the only one, and stand at position 4,000.
+#   cache, the new row may be the only one, and stand at position 900.
 #
 # For example, take one vector `[1, 2, 3, 4]` at position 1, with theta = 100 and rotary = 4. The first pair turns by 1 radian,
 # the second by 0.1. Layout "half" has the pairs (1, 3) and (2, 4) and gives `[-1.9841, 1.5907, 2.4624, 4.1797]`; "interleaved"
@@ -125,7 +126,7 @@ check("02.1", rms_norm)
 # | `layout` | str | `"half"` or `"interleaved"` |
 # | returns | `[B, H, S, C]` float32 | |
 #
-# **Exercise 02.2** · difficulty 3 of 5 · 25 minutes · 15 points
+# **Exercise 02.2** · difficulty 3 of 5 · 20 minutes · 15 points
 
 
 # %% tags=["exercise:02.2"]
@@ -161,7 +162,8 @@ check("02.2", rope)
 #
 # - **The S queries are the last of the N positions.** During generation the keys of the past lie in a cache, and only a few
 #   queries are new: query $s$ stands at position $N - S + s$ and sees no key after that.
-#   `F.scaled_dot_product_attention(is_causal=True)` gets just this wrong when S and N differ, and is out of bounds here anyway.
+#   `F.scaled_dot_product_attention(is_causal=True)` gets just this wrong when S and N differ; the function is out of bounds here, with
+#   any arguments.
 # - **A window.** Mistral and Gemma let a token see only the nearest `window` positions: its own and the `window - 1` before it. A
 #   window of N or more hides nothing.
 #
@@ -173,8 +175,8 @@ check("02.2", rope)
 # query 1       .      .      x      x      x       stands at position 4
 # ```
 #
-# Weights of hidden keys are exactly zero, those of the others add to one. Scores can be in the hundreds, and the result must stay
-# finite. Values may have a width V of their own (in DeepSeek's models they do); the scale comes from C.
+# Weights of hidden keys are exactly zero, those of the others add to one. Scores can be in the hundreds, of either sign,
+# and the result must stay finite and right. Values may have a width V of their own (in DeepSeek's models they do); the scale comes from C.
 #
 # | | shape | |
 # |---|---|---|
@@ -184,7 +186,7 @@ check("02.2", rope)
 # | `window` | int | at least 1 |
 # | returns | `[B, H, S, V]` float32 | |
 #
-# **Exercise 02.3** · difficulty 3 of 5 · 30 minutes · 15 points · spine
+# **Exercise 02.3** · difficulty 3 of 5 · 25 minutes · 15 points · spine
 
 
 # %% tags=["exercise:02.3"]
@@ -211,7 +213,7 @@ check("02.3", causal_attention)
 #
 # $$y = W^{down} \bigl(\mathrm{silu}(W^{gate} x) \odot W^{up} x\bigr) \qquad \mathrm{silu}(z) = z \cdot \mathrm{sigmoid}(z)$$
 #
-# One large product is faster than two small ones, so gate and up usually lie in *one* matrix, `fused_FD` with F = 2I rows. In
+# One large product is faster than two small ones, so gate and up usually lie in *one* matrix, `fused_FD` with 2I rows. In
 # which order? There are at least three answers in use, the shapes are the same in all, and a wrong guess gives no error, only
 # nonsense:
 #
@@ -232,7 +234,7 @@ check("02.3", causal_attention)
 # | `layout` | str | one of the three |
 # | returns | `[..., D]` float32 | |
 #
-# **Exercise 02.4** · difficulty 2 of 5 · 15 minutes · 5 points
+# **Exercise 02.4** · difficulty 2 of 5 · 10 minutes · 5 points
 
 
 # %% tags=["exercise:02.4"]
@@ -272,7 +274,7 @@ check("02.4", swiglu)
 # - **If** the weights have a `query_norm` and a `key_norm` (Qwen3 does, older models do not), each head's query and key is normed
 #   over its C features, after the heads are split and *before* RoPE.
 # - RoPE turns queries and keys, all C features, layout "half", at the positions 0, 1, ..., S - 1.
-# - Attention sees all of the past: no window.
+# - Attention sees all of the past: a window of S or more hides nothing.
 # - The feed-forward layer is SwiGLU in layout "gate_up".
 #
 # | | shape |
@@ -288,7 +290,7 @@ check("02.4", swiglu)
 # | `theta`, `eps` | floats, for RoPE and for every norm |
 # | returns | `[B, S, D]` float32 |
 #
-# **Exercise 02.5** · difficulty 3 of 5 · 30 minutes · 15 points
+# **Exercise 02.5** · difficulty 3 of 5 · 25 minutes · 15 points
 
 
 # %% tags=["exercise:02.5"]
@@ -327,11 +329,12 @@ check("02.5", block)
 # cases: Llama-3.1-405B has 405,853,388,800, Qwen2.5-72B has 72,706,203,648. The model is
 #
 # - an embedding, `vocab x width`, and an output head of the same size: when `tied`, the head *is* the embedding, and is counted once;
-# - `layers` times: attention with `heads` query heads and `kv_heads` key and value heads of `head_width` each, four matrices
-#   (query, key, value, output). With `qkv_bias`, query, key and value have a bias each, and `output` has none;
-# - a SwiGLU of hidden width `mlp_width`, three matrices without biases;
-# - two norms, `width` numbers each. With `qk_norm`, two more of `head_width` numbers each: one for the queries and one for the
-#   keys, shared by all heads of the layer;
+# - `layers` times all of these:
+#   - attention with `heads` query heads and `kv_heads` key and value heads of `head_width` each, four matrices (query, key, value,
+#     output). With `qkv_bias`, query, key and value have a bias each, and `output` has none;
+#   - a SwiGLU of hidden width `mlp_width`, three matrices without biases;
+#   - two norms, `width` numbers each. With `qk_norm`, two more of `head_width` numbers each: one for the queries and one for the
+#     keys, shared by all heads of the layer;
 # - at the end one last norm of `width` numbers.
 #
 # Return a dict of five ints: `"embedding"` (with the head), `"attention"` (with its biases, all layers), `"feed_forward"` (all
@@ -343,7 +346,7 @@ check("02.5", block)
 # | `qkv_bias`, `qk_norm`, `tied` | bools |
 # | returns | a dict of ints with the five keys above |
 #
-# **Exercise 02.6** · difficulty 2 of 5 · 15 minutes · 5 points
+# **Exercise 02.6** · difficulty 2 of 5 · 10 minutes · 5 points
 
 
 # %% tags=["exercise:02.6"]
@@ -384,7 +387,7 @@ check("02.6", count_dense_model)
 #
 # No exercise here: run the cells. `mine("02.1")` is your own function once it has passed, and the course's until then.
 #
-# First something to load. The course's trainer makes the lesson's little model, two blocks that read Python: 150 steps, some ten seconds.
+# First something to load. The course's trainer makes the lesson's little model, two blocks that read Python: 150 steps, ten to twenty seconds.
 
 # %%
 from dataclasses import replace
@@ -457,7 +460,7 @@ print(data.tokenizer.decode(ids))
 # Your attention has a window, so you can find out. Below, each layer sees only its nearest `window` positions, its own included;
 # nothing else changes.
 #
-# **Predict:** with which window has the model lost half of what attention gives it?
+# **Predict:** window 1 leaves a token alone with itself, window 128 takes nothing away. Which window gives back half of what lies between?
 
 # %%
 import matplotlib.pyplot as plt
@@ -486,9 +489,9 @@ plt.show()
 
 # %% [markdown]
 # *Figure: loss against the window, on a logarithmic axis. Alone with itself (window 1) a token predicts badly; the first few
-# neighbours give most of it back, and beyond some dozens of tokens the curve is flat.*
+# neighbours give most of it back, and beyond a dozen or two of tokens the curve is flat.*
 #
-# A model this small and this young uses its neighbours, hardly more. That is why windows cost so little, and it is also a
+# A model this small and this young uses its neighbours, hardly more. That is why a window costs it so little, and it is also a
 # warning: a benchmark that only needs neighbours cannot tell whether long attention works.
 #
 # Last, your count, on models that nobody's laptop holds:

@@ -7,12 +7,14 @@ import torch
 from course.checking.compare import same
 from course.checking.exercise import Exercise, Misconception
 
+LOW = -1000  # where every score lies in the last edge: far below what some take for minus infinity
 EDGES = [  # batch, heads, queries, keys, width of a key, width of a value, window, size of the queries
     (1, 1, 3, 3, 4, 4, 3, 1.0),
     (1, 2, 1, 6, 8, 5, 6, 1.0),  # one new token and a cache
     (2, 2, 4, 7, 6, 3, 7, 1.0),
     (1, 2, 5, 8, 4, 6, 3, 1.0),
     (2, 3, 6, 6, 16, 8, 9, 100.0),  # scores of hundreds: exp overflows
+    (1, 2, 4, 5, 16, 3, 2, 1.0),
 ]
 
 
@@ -27,9 +29,13 @@ def inputs(rng, number):
     def normal(*shape):
         return torch.tensor(rng.normal(size=shape), dtype=torch.float32)
 
+    q_BHSC, k_BHNC = size * normal(B, H, S, C), normal(B, H, N, C)
+    if number == len(EDGES) - 1:  # in quarters, so that scores are exact in float32
+        q_BHSC, k_BHNC = (4 * q_BHSC).round() / 4, (4 * k_BHNC).round() / 4
+        q_BHSC[..., 0], k_BHNC[..., 0] = 100.0, LOW * C**0.5 / 100
     return {
-        "q_BHSC": size * normal(B, H, S, C),
-        "k_BHNC": normal(B, H, N, C),
+        "q_BHSC": q_BHSC,
+        "k_BHNC": k_BHNC,
         "v_BHNV": normal(B, H, N, V),
         "window": window,
     }
@@ -69,6 +75,13 @@ def sees_the_future(q_BHSC, k_BHNC, v_BHNV, window):
     scores_BHSN = q_BHSC @ k_BHNC.transpose(-1, -2) / math.sqrt(C)
     hidden_SN = torch.arange(N - S, N)[:, None] - torch.arange(N) >= window
     return scores_BHSN.masked_fill(hidden_SN, -torch.inf).softmax(dim=-1) @ v_BHNV
+
+
+def hidden_by_minus_a_hundred(q_BHSC, k_BHNC, v_BHNV, window):
+    S, N, C = q_BHSC.shape[2], k_BHNC.shape[2], q_BHSC.shape[3]
+    scores_BHSN = q_BHSC @ k_BHNC.transpose(-1, -2) / math.sqrt(C)
+    age_SN = torch.arange(N - S, N)[:, None] - torch.arange(N)
+    return scores_BHSN.masked_fill((age_SN < 0) | (age_SN >= window), -100.0).softmax(dim=-1) @ v_BHNV
 
 
 def without_a_mask(q_BHSC, k_BHNC, v_BHNV, window):
@@ -187,14 +200,20 @@ EXERCISE = Exercise(
     title="causal attention",
     entry="causal_attention",
     points=15,
-    minutes=30,
+    minutes=25,
     difficulty=3,
     spine=True,
     inputs=inputs,
-    cases=8,
+    cases=9,
     reference=reference,
     compare=same("the result", rtol=1e-4),  # scores of hundreds, in float32
     misconceptions=(
+        Misconception(
+            "finite-fill",
+            hidden_by_minus_a_hundred,
+            "It looks like hidden scores set to a number such as -100. Where the scores that are seen lie lower still, the hidden "
+            "ones win: fill with minus infinity.",
+        ),
         Misconception(
             "sees-the-future",
             sees_the_future,
