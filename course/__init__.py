@@ -11,7 +11,11 @@ from pathlib import Path
 
 __version__ = "0.1.0"
 
-_LAZY = {"check": "course.exercises.notebook", "mine": "course.exercises.notebook"}
+_LAZY = {
+    "check": "course.exercises.notebook",
+    "mine": "course.exercises.notebook",
+    "recorded": "course.records",
+}
 
 
 def has_gpu() -> bool:

@@ -819,15 +819,7 @@ print(f"{loss:.3f} nats a token are {data.bits_per_byte(loss):.3f} bits a byte h
 # **Predict:** by nats a token the order is clear beforehand. By bits a byte, which vocabulary wins, and by more than the seeds lie apart?
 
 # %%
-import json
-
-from course.authoring.places import root
-
-record = json.loads((root() / "benchmarks" / "results" / "vocabulary.json").read_text())
-print(
-    f"recorded: {record['command']}, {record['date']}, {record['machine']['cores']} cores ({record['machine']['cpu']})"
-)
-print(record["rule"])
+record = course.recorded("vocabulary")
 for size, runs in record["runs"].items():
     arm, mean = record["arms"][size], {key: np.mean([run[key] for run in runs]) for key in runs[0]}
     took = arm["settings"]["steps"] * arm["seconds_of_a_step"]

@@ -691,22 +691,7 @@ show_heads({f"200 steps: layer {layer}, head 0": inside[layer]["weights"][0, 0] 
 # them? The same model was trained ten times longer, with three seeds, and its attention on the same function was kept:
 
 # %%
-import json
-
-from course.authoring.places import root
-
-
-def recorded(name):
-    """A recorded experiment: what was run, where and when, and what came out."""
-    record = json.loads((root() / "benchmarks" / "results" / f"{name}.json").read_text())
-    print(
-        f"recorded: {record['command']}, {record['date']}, {record['machine']['cores']} cores ({record['machine']['cpu']})"
-    )
-    return record
-
-
-# %%
-older = recorded("look_inside")
+older = course.recorded("look_inside")
 print(f"{older['steps']:,} steps; loss by seed", [round(run["within"], 2) for run in older["runs"]])
 figure, axes = plt.subplots(1, 3, figsize=(9.5, 2.6))
 for axis, habit in zip(axes, ("previous", "first", "induction"), strict=True):
@@ -866,8 +851,7 @@ for name, label in labels.items():
 # three seeds each; and once more at 24 layers, since the norm's place was a question of depth. The rule stood before the runs:
 
 # %%
-parts = recorded("block_parts")
-print(parts["rule"])
+parts = course.recorded("block_parts")
 
 # %%
 losses = {arm: [run["validation"] for run in about["runs"]] for arm, about in parts["arms"].items()}

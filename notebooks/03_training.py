@@ -645,22 +645,7 @@ print(f"three seeds: {', '.join(f'{end:.3f}' for end in ends)}: {max(ends) - min
 # Three seeds and eighty short steps are a glimpse. The record (`benchmarks/seed_spread.py`) trains sixteen seeds, 300 steps of 2,048 tokens each, with the course's own settings. Its rule was fixed before the first run:
 
 # %%
-import json
-
-from course.authoring.places import root
-
-
-def recorded(name):
-    """A recorded experiment: what was run, where and when, and what came out."""
-    record = json.loads((root() / "benchmarks" / "results" / f"{name}.json").read_text())
-    print(
-        f"recorded: {record['command']}, {record['date']}, {record['machine']['cores']} cores ({record['machine']['cpu']})"
-    )
-    return record
-
-
-spreads = recorded("seed_spread")
-print(spreads["rule"])
+spreads = course.recorded("seed_spread")
 
 # %%
 curves = {arm: torch.tensor([run["validation"] for run in arm_runs]) for arm, arm_runs in spreads["runs"].items()}

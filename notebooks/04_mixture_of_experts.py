@@ -276,21 +276,7 @@ for experts in (8, 32, 128):
 # and beside another library's layer, is recorded by `benchmarks/moe_layer.py`:
 
 # %%
-import json
-
-from course.authoring.places import root
-
-
-def recorded(name):
-    """A recorded experiment: what was run, where and when, and what came out."""
-    record = json.loads((root() / "benchmarks" / "results" / f"{name}.json").read_text())
-    print(
-        f"recorded: {record['command']}, {record['date']}, {record['machine']['cores']} cores ({record['machine']['cpu']})"
-    )
-    return record
-
-
-layers = recorded("moe_layer")["results"]
+layers = course.recorded("moe_layer")["results"]
 figure, axis = plt.subplots()
 for name in ["loop", "padded", "grouped", "transformers", "dense twin"]:
     times = [row["milliseconds"][name]["median"] for row in layers]
@@ -384,8 +370,7 @@ for name, its_rows in {"mixture": rows, "dense twin": twin_rows}.items():
 # three seeds each, and fixed its rule before it ran:
 
 # %%
-contest = recorded("dense_vs_moe")
-print(contest["rule"])
+contest = course.recorded("dense_vs_moe")
 
 # %%
 figure, axes = plt.subplots(1, 2, sharey=True)
@@ -554,7 +539,7 @@ for name, its_rows in {"with balance loss": rows, "without": free_rows}.items():
 # Look at the losses too. One seed cannot tell; three seeds and 300 steps are recorded:
 
 # %%
-collapse = recorded("router_collapse")["verdicts"]
+collapse = course.recorded("router_collapse")["verdicts"]
 for what, unit in [("imbalance", ""), ("idle_experts", " of 32"), ("loss", " nats")]:
     means = " · ".join(f"{arm} {mean:.2f}{unit}" for arm, mean in collapse[what]["means"].items())
     print(f"{what.replace('_', ' '):13s} {means} · {'resolved' if collapse[what]['resolved'] else 'not resolved'}")

@@ -50,15 +50,16 @@ from torch import Tensor
 #
 # $$p \leftarrow (1 - \eta\lambda)\,p \;-\; \eta\,\frac{\hat m}{\sqrt{\hat v} + \epsilon}$$
 #
-# with the learning rate $\eta$ (`lr`) and the decay $\lambda$ (`weight_decay`). Both moments are new when they are used, and the decay acts on the
-# old $p$. Three things that the formula does not say, and that real models need:
+# with the learning rate $\eta$ (`lr`) and the decay $\lambda$ (`weight_decay`). Use the updated $m$ and $v$ in $\hat m$ and $\hat v$; the factor
+# $(1 - \eta\lambda)$ multiplies the old $p$. Three things that the formula does not say, and that real models need:
 #
 # - Only the parameters named in `decayed` shrink. For all others the factor $(1 - \eta\lambda)$ is left out.
-# - $t$ counts the updates of *this* parameter, from 1: `state[name]["step"]` is how many it has had so far. A parameter whose gradient is
+# - $t$ counts the updates of *this* parameter, from 1: `state[name]["step"]` is how many it has had so far, and the returned one is $t$. A parameter whose gradient is
 #   `None` is left alone: same value, same moments, same count. (An expert that no token visited may have no gradient.)
 # - A gradient may be bfloat16. Widen it to float32 before you use it.
 #
-# Return *new* dictionaries; the old ones stay as they are. They may share tensors where nothing changed.
+# Return *new* dictionaries; the old ones stay as they are. They may share tensors where nothing changed. PyTorch's own optimizers are out of
+# bounds.
 #
 # | | |
 # |---|---|
@@ -119,8 +120,8 @@ check("03.1", adamw_step)
 #
 # 1. while `step <= warmup`: a straight line through zero, `peak` at step `warmup`. Steps count from 1, so the first one is not wasted.
 #    With `warmup = 0` there is none. The warm-up goes first, whatever the number of tokens;
-# 2. then `peak`, until `hold_until` tokens have been read, counted from the start of the run;
-# 3. then half a cosine from `peak` to `floor`, over `decay` further tokens (when `decay` is 0, the floor follows at once);
+# 2. then `peak`, while `tokens < hold_until`;
+# 3. then half a cosine from `peak` to `floor`, over `decay` further tokens (none when `decay` is 0: the floor follows at once);
 # 4. then `floor`, for `rest` further tokens;
 # 5. then `last`: from exactly `hold_until + decay + rest` tokens on.
 #
@@ -130,13 +131,14 @@ check("03.1", adamw_step)
 # | `tokens` | int, tokens read *before* this step |
 # | `peak`, `floor`, `last` | floats, learning rates |
 # | `warmup` | int, steps |
-# | `hold_until`, `decay`, `rest` | ints, tokens |
-# | returns | float, the learning rate |
+# | `hold_until` | int, tokens from the start of the run |
+# | `decay`, `rest` | ints, tokens: the lengths of two stretches |
+# | returns | a number, the learning rate |
 #
 # For example, with `peak=1.0, floor=0.2, last=0.1, warmup=4, hold_until=100, decay=40, rest=30` the rate is 0.25 at step 1, and later, after 100, 110, 120, 140, 169 and 170 tokens,
 # it is 1.0, 0.8828, 0.6, 0.2, 0.2 and 0.1.
 #
-# **Exercise 03.2** · difficulty 2 of 5 · 15 minutes · 10 points
+# **Exercise 03.2** · difficulty 2 of 5 · 10 minutes · 10 points
 
 
 # %% tags=["exercise:03.2"]
@@ -160,7 +162,7 @@ def learning_rate(
     if after >= decay + rest:
         return last
     if after >= decay:
-        return floor if after > 0 else peak
+        return floor
     turn = math.pi * max(0, after) / decay if decay else 0.0
     return floor + (1 + math.cos(turn)) / 2 * (peak - floor)
     ### END SOLUTION
@@ -179,13 +181,13 @@ check("03.2", learning_rate)
 #
 # Write it so that it can be trusted in a real run:
 #
-# - Squares are summed in float32, also those of bfloat16 gradients. Each gradient keeps its dtype: the product is rounded once.
-# - Gradients whose norm is at or below `max_norm` stay as they are.
+# - Squares are summed in float32, also those of bfloat16 gradients. Each gradient keeps its dtype: multiply in float32, and round the product.
+# - If the norm is at or below `max_norm`, all gradients stay as they are.
 # - Some entries are None (no gradient): they count as nothing and stay None. If all are, the norm is 0.
-# - If the norm is **not finite** (infinite or NaN), no step must be taken: return None in place of *every* gradient. Then your `adamw_step`
+# - If the norm is **not finite** (NaN, or infinite, be it because squares overflow), no step must be taken: return None in place of *every* gradient. Then your `adamw_step`
 #   leaves all parameters alone.
 #
-# No small number is added to the norm anywhere.
+# No small number is added to the norm anywhere. PyTorch's `clip_grad_norm_` and `get_total_norm` are out of bounds.
 #
 # | | |
 # |---|---|
@@ -196,7 +198,7 @@ check("03.2", learning_rate)
 #
 # For example, the gradients `[3.0]`, None and `[4.0]` have the norm 5; with `max_norm=1.0` they become `[0.6]`, None and `[0.8]`.
 #
-# **Exercise 03.3** · difficulty 2 of 5 · 20 minutes · 10 points
+# **Exercise 03.3** · difficulty 2 of 5 · 15 minutes · 10 points
 
 
 # %% tags=["exercise:03.3"]
@@ -226,21 +228,21 @@ check("03.3", clip_gradients)
 # pass costs twice the forward pass. Only matrix products count: no norms, softmax, activations, RoPE or optimizer, and looking up an embedding
 # multiplies nothing.
 #
-# The model: an embedding; `layers` layers; a head of `width x vocab` (not tied, and it does count). Each layer has attention with `heads` query heads and
-# `kv_heads` key and value heads of `head_width`: four matrices (query, key, value, output), no biases. Then, in the first `dense_layers` layers, a SwiGLU of hidden
-# width `dense_width`; in all others a mixture: a router of one row for each of `experts` experts, `k` chosen SwiGLU experts and `shared` SwiGLU experts that
-# every token meets, all of hidden width `expert_width`.
+# The model, without biases:
+#
+# - an embedding, `layers` layers, and a head of `width x vocab` (not tied, and it does count);
+# - in each layer attention with `heads` query heads and `kv_heads` key and value heads of `head_width`: four matrices (query, key, value, output);
+# - then, in the first `dense_layers` layers, a SwiGLU (three matrices: gate, up, down) of hidden width `dense_width`;
+# - in all other layers a mixture: a router with a row of `width` numbers for each of `experts` experts; of these a token meets `k`, and beside them
+#   `shared` more that every token meets. Each expert is a SwiGLU of hidden width `expert_width`.
 #
 # Return two counts, for one token on average over a sequence of `context` tokens:
 #
 # - `weights`: the products with weight matrices;
-# - `attention`: the products of queries with keys, and of attention weights with values. Every query head makes them, however many key heads there
+# - `attention`: the products of queries with keys, and of attention probabilities with values. Every query head makes them, however many key heads there
 #   are. With `causal`, position n meets n keys (itself too), on average (context + 1) / 2; else every position meets all `context`.
 #
-# Both come out whole: return ints, and do not go through floats.
-#
-# The first public case is Llama 3.1 405B at 4,096 tokens. Table 2 of *Insights into DeepSeek-V3* (2025) prints 2,448 GFLOP for a token of it; your two numbers add up to within
-# 1.1 % of that.
+# Both come out whole: return ints.
 #
 # | | |
 # |---|---|
@@ -248,9 +250,13 @@ check("03.3", clip_gradients)
 # | returns `weights`, `attention` | two ints: FLOPs of one token in training, forward and backward |
 #
 # For example, one dense layer with `vocab=10, width=4, heads=2, kv_heads=1, head_width=2, dense_width=6` has matrices of 48 + 72 numbers, and the head 40: 960 FLOPs in `weights`. At 3 tokens
-# a query meets 2 keys on average, and `attention` is 96; without the causal mask it is 144.
+# a query meets 2 keys on average, and `attention` is 96; without the causal mask it is 144. With a mixture layer in place of the dense one (`experts=5, k=2, shared=1, expert_width=3`)
+# the router has 20 numbers, the three experts of a token 108, and `weights` is 1296.
 #
-# **Exercise 03.4** · difficulty 3 of 5 · 25 minutes · 15 points
+# Case 3 of the check is Llama 3.1 405B at 4,096 tokens. Table 2 of *Insights into DeepSeek-V3* (2025) prints 2,448 GFLOP for a token of it; your two numbers add up to
+# 1 % more than that.
+#
+# **Exercise 03.4** · difficulty 3 of 5 · 30 minutes · 15 points
 
 
 # %% tags=["exercise:03.4"]
@@ -291,16 +297,17 @@ check("03.4", training_flops)
 # Whoever compares a mixture with a dense model must say what is held equal. This course holds the **FLOPs of a token** equal, router included: what the mixture
 # spends on choosing, the twin may spend on width.
 #
-# A mixture layer has a router (one row of `width` numbers for each of `experts`), `k` chosen and `shared` always-on SwiGLU experts of hidden width
-# `expert_width`. Its twin is one SwiGLU. Find
+# A mixture has a router (one row of `width` numbers for each of `experts`), and SwiGLU experts of hidden width `expert_width`: `experts` of them to choose from,
+# of which a token meets `k`, and on top of those `shared` more that every token meets. Its twin is one SwiGLU. Find
 #
 # - `hidden`: the multiple of `multiple` that is nearest to the hidden width with equal FLOPs. Exactly between two multiples, take the wider one; never less than one `multiple`;
-# - `excess`: the FLOPs of a token in the twin's layer over those in the mixture's, minus one (what the rounding cost; it may be negative);
-# - `owned`: the parameters that the mixture's layer owns, router included, over those of the twin's layer, with the rounded `hidden`.
+# - `excess`: the FLOPs of a token in the twin over those in the mixture, minus one (what the rounding cost; it may be negative);
+# - `owned`: the parameters that the mixture owns, router and all experts, over those of the twin, with the rounded `hidden`.
 #
-# Divide in floats, at the very end. Attention is the same on both sides and is left out.
+# Attention is the same on both sides and is left out. Find `hidden` in whole numbers and round once; only the two ratios are floats.
 #
-# For example, `width=64, experts=6, k=1, shared=0, expert_width=10, multiple=4`: the equal width is 12, so `hidden` is 12, `excess` is 0.0, and `owned` is 186 / 36.
+# For example, `width=64, experts=6, k=1, shared=1, expert_width=10, multiple=4`: the equal width is 22, exactly between 20 and 24, so `hidden` is 24, `excess` is 24/22 - 1 = 0.0909,
+# and `owned` is 216 / 72 = 3.
 #
 # | | |
 # |---|---|
@@ -338,15 +345,16 @@ check("03.5", dense_twin)
 #
 # - `difference`: mean of b minus mean of a;
 # - `spread`: the larger of the two arms' spreads, where a spread is the largest loss minus the smallest;
-# - `error`: the standard error of the difference. If `paired`, `a_N[i]` and `b_M[i]` had the same seed, and it is that of the mean of the differences
-#   seed by seed, $s_{b-a}/\sqrt{n}$; else it is $\sqrt{s_a^2/n + s_b^2/m}$. Each $s^2$ divides by its number of values minus one;
+# - `error`: the standard error of the difference. Each $s^2$ below is a variance that divides by its number of values minus one.
+#     - Not `paired`: $\sqrt{s_a^2/N + s_b^2/M}$.
+#     - `paired`: `a_N[i]` and `b_M[i]` had the same seed. Take the differences seed by seed; the error is that of their mean, $s_{b-a}/\sqrt{N}$;
 # - `verdict`: `"a"` or `"b"` (the better one has the *smaller* loss) or `"not resolved"`, by the rule above. The error decides nothing.
 #
-# Two cases in which nothing can be said:
+# Two cases in which nothing can be said, the first before the second:
 #
 # - A run diverged: some loss is NaN or infinite. Then difference, spread and error are all NaN, and the verdict is `"not resolved"`. To leave the run out
 #   would be to choose the seeds after having seen the results.
-# - An arm has only one run (and all are finite). Then difference and spread are as defined, the error is NaN, the verdict `"not resolved"`.
+# - At least one arm has a single run (whose spread is 0). Then difference and spread are as defined, the error is NaN, the verdict `"not resolved"`.
 #
 # For example, `a = [3.5, 3.25]`, `b = [3.25, 3.0]`, not paired: the difference is -0.25, the spread 0.25, the error 0.1768, and the verdict `"not resolved"`: the
 # difference is not *more* than the spread.
@@ -355,9 +363,9 @@ check("03.5", dense_twin)
 # |---|---|
 # | `a_N`, `b_M` | float64 tensors of losses; N = M when paired |
 # | `paired` | bool |
-# | returns `difference`, `spread`, `error`, `verdict` | three plain floats (not tensors) and a string |
+# | returns `difference`, `spread`, `error`, `verdict` | three numbers (not tensors) and a string |
 #
-# **Exercise 03.6** · difficulty 2 of 5 · 20 minutes · 10 points
+# **Exercise 03.6** · difficulty 2 of 5 · 15 minutes · 10 points
 
 
 # %% tags=["exercise:03.6"]
@@ -386,7 +394,7 @@ check("03.6", compare_arms)
 #
 # No exercise here: run the cells. `mine("03.1")` is your own function once it has passed, and the course's until then.
 # First your loop: model and data are the course's, and all that decides a step is yours: the rate, the clip, the step. Beside it runs PyTorch's AdamW with PyTorch's clip,
-# at the same rates.
+# at the same rates. All cells together take about half a minute, longer on a busy machine.
 
 # %%
 from dataclasses import replace
@@ -473,23 +481,24 @@ import matplotlib.pyplot as plt
 
 plt.style.use("course.lesson")
 figure, axes = plt.subplots(1, 3, figsize=(10, 3.2))
-axes[0].plot(theirs, color="#9ecae1", linewidth=5, label="PyTorch")
-axes[0].plot(mine_told[:, 0], color="#0072B2", linewidth=1, label="yours")
+steps = range(1, STEPS + 1)
+axes[0].plot(steps, theirs, color="#9ecae1", linewidth=5, label="PyTorch")
+axes[0].plot(steps, mine_told[:, 0], color="#0072B2", linewidth=1, label="yours")
 axes[0].set(xlabel="step", ylabel="loss (nats a token)", title="The same losses")
 axes[0].legend()
-axes[1].plot(mine_told[:, 1] * 1e3)
+axes[1].plot(steps, mine_told[:, 1] * 1e3)
 axes[1].set(xlabel="step", ylabel="learning rate (thousandths)", title="Your schedule", ylim=(0, None))
-axes[2].semilogy(mine_told[:, 2])
+axes[2].plot(steps, mine_told[:, 2])
 axes[2].axhline(LIMIT, color="black", linestyle="--", linewidth=1)
 axes[2].set(xlabel="step", ylabel="norm before clipping", title="Above the line: clipped")
 plt.show()
 
 # %% [markdown]
 # *Figure: three panels over the steps. Left, the loss of PyTorch's run as a thick line with yours as a thin one on top of it. Middle, the learning rate: up, flat, half a cosine
-# down, floor, and a last small drop. Right, the gradient's norm on a logarithmic axis with a dashed line at the limit.*
+# down, floor, and a last small drop. Right, the norm of the gradient, with a dashed line at the limit.*
 #
 # The two runs agree to the last digits at first, and drift apart as rounding errors grow: the lesson measured how far one changed bit can carry. Now the question that
-# this unit is about. Two arms of three seeds: your loop as it is, and with a twentieth of the learning rate; then once more with a rate that is almost the same.
+# this unit is about. Two comparisons, three seeds an arm: the usual rate against a twentieth of it, and against one that is 4 % higher.
 #
 # **Predict:** which of the two comparisons does your rule resolve?
 
@@ -525,8 +534,8 @@ no_mixture = {"experts": 0, "k": 0, "shared": 0, "expert_width": 0}
 weights, attention = count(**shapes, **no_mixture, dense_width=small.mlp_width, dense_layers=small.layers, causal=True)
 assert weights + attention == train_flops_per_token(small, small.context)
 begun = time.perf_counter()
-my_training(steps=20)
-speed = (weights + attention) * 20 * TOKENS / (time.perf_counter() - begun)
+my_training()
+speed = (weights + attention) * STEPS * TOKENS / (time.perf_counter() - begun)
 print(f"{weights + attention:,} FLOPs a token, {attention / (weights + attention):.1%} of them in attention")
 print(f"your loop does {speed / 1e9:.1f} GFLOP/s  (measured here)")
 

@@ -64,7 +64,7 @@ def _difference(name: str, wanted: Any, got: Any, rtol: float) -> str | None:
         return None if near else f"{name}: wanted {wanted:.8g}, got {got:.8g}"
     if type(wanted) is type(got) and wanted == got:
         return None
-    return f"{name}: wanted {wanted!r}, got {kind(got)}"
+    return f"{name}: wanted {wanted!r}, got {repr(got)[:40] if type(wanted) is type(got) else kind(got)}"
 
 
 def _tensors(name: str, wanted: Tensor, got: Any, rtol: float) -> str | None:
@@ -100,8 +100,10 @@ def _exact(name: str, wanted: Tensor, got: Tensor) -> str | None:
 def _close(name: str, wanted: Tensor, got: Tensor, rtol: float) -> str | None:
     wanted, got = wanted.double(), got.double()
     if not torch.equal(wanted.isnan(), got.isnan()):
-        count = int((wanted.isnan() != got.isnan()).sum())
-        return f"{name}: {count} of {wanted.numel()} numbers are NaN where they should not be, or the other way round"
+        spoilt, missing = int((got.isnan() & ~wanted.isnan()).sum()), int((wanted.isnan() & ~got.isnan()).sum())
+        if spoilt:
+            return f"{name}: {spoilt} of {wanted.numel()} numbers are NaN and should not be"
+        return f"{name}: {missing} of {wanted.numel()} numbers should be NaN and are not"
     infinite = wanted.isinf() | got.isinf()
     if not torch.equal(wanted[infinite], got[infinite]):
         return f"{name}: infinite in other places than wanted"

@@ -19,6 +19,7 @@ PUBLIC_SEED = 0
 SECONDS = 10.0  # for one case, and for running the cell itself
 SAID = 600  # characters of an error message that are passed on, whatever the worker sent
 LEFTOVER = "Its line `raise NotImplementedError` is still there, and was reached."
+FEW = 4  # numbers of an input that the line of a case shows
 MORE = 3  # times as many secret cases as public ones
 
 
@@ -265,22 +266,37 @@ def _compile(text: str, launches: list) -> list[dict[str, Any]]:
 
 
 def describe(inputs: Inputs) -> str:
-    """The sizes of a case: `T=7 E=16 groups=4`. A name that ends in one capital a dimension (scores_TE) names its sizes."""
+    """A case in a line: `T=7 E=16 groups=4`. A name that ends in one capital a dimension (scores_TE) names its sizes; of a
+    short list of numbers the line shows them all, and which of several tensors is None."""
     sizes: dict[str, str] = {}
     narrow: dict[str, None] = {}
     for name, value in inputs.items():
         if isinstance(value, torch.Tensor):
             letters = name.rpartition("_")[2] if "_" in name else ""
-            if len(letters) == value.ndim and letters.isalpha() and letters.isupper():
+            if value.ndim == 1 and 0 < len(value) <= FEW:
+                sizes[name] = f"[{', '.join(f'{number:g}' for number in value.tolist())}]"
+            elif len(letters) == value.ndim and letters.isalpha() and letters.isupper():
                 sizes |= {letter: str(size) for letter, size in zip(letters, value.shape, strict=True)}
             elif value.ndim:
                 sizes[name] = str(list(value.shape))
-            if value.is_floating_point() and value.dtype not in (torch.float32, torch.float64):
-                narrow[str(value.dtype).removeprefix("torch.")] = None
+            if _is_narrow(value):
+                narrow[_dtype(value)] = None
         elif isinstance(value, bool | int | float):
             sizes[name] = f"{value:g}" if isinstance(value, float) else str(value)
         elif isinstance(value, str):
             sizes[name] = repr(value[:20])
         elif isinstance(value, list) and len(value) < 8 and all(isinstance(item, int) for item in value):
             sizes[name] = str(value)
+        elif isinstance(value, list | dict):
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            sizes |= {f"{name}[{key!r}]": "None" for key, item in items if item is None}
+            narrow |= {_dtype(item): None for _, item in items if isinstance(item, torch.Tensor) and _is_narrow(item)}
     return " ".join([*(f"{name}={size}" for name, size in sizes.items()), *narrow])
+
+
+def _is_narrow(value: torch.Tensor) -> bool:
+    return value.is_floating_point() and value.dtype not in (torch.float32, torch.float64)
+
+
+def _dtype(value: torch.Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")

@@ -10,6 +10,7 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load, save
 
@@ -18,6 +19,7 @@ LARGEST = 1 << 28  # bytes of the safetensors half of a frame
 LARGEST_TEXT = 1 << 23  # bytes of its JSON half, which takes many times as much once read
 DEEPEST = 64
 INTEGER = 1 << 256  # integers stay below it on both sides of zero
+NUMPY_SCALARS = {np.bool_, *(np.dtype(code).type for code in "bhilqBHILQefd")}
 
 
 class WireError(Exception):
@@ -72,7 +74,8 @@ def _refuse(constant: str) -> None:
 
 
 def tree(value: Any) -> Any:
-    """A value as the other side will see it: tuples are lists, tensors plain copies, the rest `Foreign`."""
+    """A value as the other side will see it: tuples are lists, NumPy's scalars plain numbers, tensors plain copies, the
+    rest `Foreign`."""
     tensors: dict[str, torch.Tensor] = {}
     return _deep(_flat(value, tensors, 0), tensors, 0)
 
@@ -80,6 +83,8 @@ def tree(value: Any) -> Any:
 def _flat(value: Any, tensors: dict[str, torch.Tensor], depth: int) -> Any:
     if depth > DEEPEST:
         raise WireError(f"The value is nested more than {DEEPEST} deep.")
+    if type(value) in NUMPY_SCALARS:
+        value = value.item()
     kind = type(value)
     if value is None or kind in (bool, str):
         return value

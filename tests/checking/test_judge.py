@@ -111,12 +111,13 @@ def test_a_subclass_of_not_implemented_is_an_error_and_no_blank():
         (["return undefined"], "an answer runs alone: only the set-up cell's imports and this cell count"),
         (["return"], "returned nothing (None); is a return missing?"),
         (["return x_N.numpy()"], "returned a numpy.ndarray, which is neither a tensor nor a number"),
+        (["return x_N.numpy()[0]"], "scaled: wanted a tensor of shape [1], float64, got float "),
         (["return scale"], "returned a function, which is neither a tensor nor a number"),
         (["return (n for n in x_N)"], "returned a generator, which is neither a tensor nor a number"),
         (["return [x_N.numpy()]"], "scaled: wanted a tensor of shape [1], float64, got 1 values"),
         (["return torch.ones(3)"], "scaled: shape [3], wanted [1]"),
         (["return (x_N * factor).float()"], "scaled: dtype float32, wanted float64"),
-        (["return x_N * float('nan')"], "scaled: 1 of 1 numbers are NaN where they should not be"),
+        (["return x_N * float('nan')"], "scaled: 1 of 1 numbers are NaN and should not be"),
         (["x_N *= factor", "return x_N"], "it changed its input `x_N` in place; leave the inputs as they are"),
         (["x_N.resize_(0)", "return x_N"], "it changed its input `x_N` in place"),
         (["loop = []", "loop.append(loop)", "return loop"], "it raised ValueError: The value is nested more than"),
@@ -400,6 +401,10 @@ def test_the_sizes_of_a_case_are_named_by_the_letters_of_its_tensors():
         describe({"widths": [3, 2], "x_TD": torch.zeros(4, 8, dtype=torch.bfloat16)})
         == "widths=[3, 2] T=4 D=8 bfloat16"
     )
+    assert describe({"losses_N": torch.tensor([3.5, float("nan")]), "b_M": torch.ones(0)}) == "losses_N=[3.5, nan] M=0"
+    grads = {"up": None, "down": torch.ones(2, 3, dtype=torch.bfloat16)}
+    assert describe({"grads": grads}) == "grads['up']=None bfloat16"
+    assert describe({"grads": list(grads.values())}) == "grads[0]=None bfloat16"
     assert describe({}) == ""
 
 

@@ -21,9 +21,29 @@ LLAMA_405B = {  # Llama 3 report, table 3
 }
 
 
+DENSE = {  # the text's example, and the same with a mixture layer
+    "vocab": 10,
+    "width": 4,
+    "layers": 1,
+    "heads": 2,
+    "kv_heads": 1,
+    "head_width": 2,
+    "dense_width": 6,
+    "dense_layers": 1,
+    "experts": 0,
+    "k": 0,
+    "shared": 0,
+    "expert_width": 0,
+    "context": 3,
+    "causal": True,
+}
+MIXTURE = DENSE | {"dense_layers": 0, "experts": 5, "k": 2, "shared": 1, "expert_width": 3, "causal": False}
+BY_HAND = [DENSE, MIXTURE, LLAMA_405B]
+
+
 def inputs(rng, number):
-    if number == 0:
-        return dict(LLAMA_405B)
+    if number < len(BY_HAND):
+        return dict(BY_HAND[number])
     heads = int(rng.choice([4, 8, 16]))
     layers = int(rng.integers(4, 40))
     return {
@@ -34,10 +54,10 @@ def inputs(rng, number):
         "kv_heads": heads // int(rng.choice([2, 4])),
         "head_width": int(rng.choice([32, 64, 96])),
         "dense_width": int(rng.integers(100, 3000)),
-        "dense_layers": 0 if number == 3 else int(rng.integers(1, 4)),
+        "dense_layers": 0 if number == 5 else int(rng.integers(1, 4)),
         "experts": int(rng.integers(8, 100)),
         "k": int(rng.integers(2, 7)),
-        "shared": 0 if number == 1 else int(rng.integers(1, 3)),
+        "shared": 0 if number == 3 else int(rng.integers(1, 3)),
         "expert_width": int(rng.integers(30, 900)),
         "context": int(rng.integers(100, 5000)),
         "causal": number % 2 == 1,
@@ -193,17 +213,50 @@ def scores_by_kv_heads(
     return 6 * met, 6 * layers * kv_heads * head_width * (context + 1 if causal else 2 * context)
 
 
+def keys_as_wide_as_queries(
+    vocab, width, layers, heads, kv_heads, head_width, dense_width, dense_layers, experts, k, shared, expert_width, context, causal
+):  # fmt: skip
+    attention = 4 * width * head_width * heads
+    mixture = width * experts + (k + shared) * 3 * width * expert_width
+    met = (
+        layers * attention + dense_layers * 3 * width * dense_width + (layers - dense_layers) * mixture + width * vocab
+    )
+    return 6 * met, 6 * layers * heads * head_width * (context + 1 if causal else 2 * context)
+
+
+def two_matrices(
+    vocab, width, layers, heads, kv_heads, head_width, dense_width, dense_layers, experts, k, shared, expert_width, context, causal
+):  # fmt: skip
+    attention = 2 * width * head_width * (heads + kv_heads)
+    mixture = width * experts + (k + shared) * 2 * width * expert_width
+    met = (
+        layers * attention + dense_layers * 2 * width * dense_width + (layers - dense_layers) * mixture + width * vocab
+    )
+    return 6 * met, 6 * layers * heads * head_width * (context + 1 if causal else 2 * context)
+
+
+def scores_alone(
+    vocab, width, layers, heads, kv_heads, head_width, dense_width, dense_layers, experts, k, shared, expert_width, context, causal
+):  # fmt: skip
+    attention = 2 * width * head_width * (heads + kv_heads)
+    mixture = width * experts + (k + shared) * 3 * width * expert_width
+    met = (
+        layers * attention + dense_layers * 3 * width * dense_width + (layers - dense_layers) * mixture + width * vocab
+    )
+    return 6 * met, 3 * layers * heads * head_width * (context + 1 if causal else 2 * context)
+
+
 EXERCISE = Exercise(
     id="03.4",
     unit="03",
     title="FLOPs of a token",
     entry="training_flops",
     points=15,
-    minutes=25,
+    minutes=30,
     difficulty=3,
     spine=False,
     inputs=inputs,
-    cases=6,
+    cases=9,
     reference=reference,
     compare=same("weights", "attention"),
     misconceptions=(
@@ -263,6 +316,21 @@ EXERCISE = Exercise(
             half_the_square,
             "It looks like context / 2 keys for a causal query. Each position meets itself too: 1 + 2 + ... + context keys are "
             "(context + 1) / 2 on average.",
+        ),
+        Misconception(
+            "keys-as-wide-as-queries",
+            keys_as_wide_as_queries,
+            "It looks like key and value matrices as wide as the query's. They have kv_heads heads, not heads.",
+        ),
+        Misconception(
+            "two-matrices",
+            two_matrices,
+            "It looks like a SwiGLU of two matrices. It has three: gate, up and down.",
+        ),
+        Misconception(
+            "scores-alone",
+            scores_alone,
+            "It looks like one product in attention. There are two: queries with keys, and the probabilities with the values.",
         ),
         Misconception(
             "scores-by-kv-heads",

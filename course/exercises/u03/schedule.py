@@ -15,22 +15,31 @@ V3 = {
     "rest": 333_000_000_000,
 }
 BATCH = 15_360 * 4096  # tokens of one of V3's late steps
+SMALL = {"peak": 1.0, "floor": 0.2, "last": 0.1, "warmup": 4, "hold_until": 100, "decay": 40, "rest": 30}
+BY_HAND = [  # step, tokens read before it, what differs from SMALL
+    *((1, 0, {}), (20, 100, {}), (21, 110, {}), (22, 120, {}), (26, 140, {}), (31, 169, {}), (32, 170, {})),
+    (2, 500, {}),  # no run looks like this; but the warm-up goes first
+    (3, 130, {}),
+    *((20, 99, {"decay": 0}), (20, 100, {"decay": 0}), (21, 120, {"decay": 0}), (21, 130, {"decay": 0})),
+    *((1, 0, {"warmup": 0}), (1, 500, {"warmup": 0})),
+]
 EDGES = [  # step, tokens read before it: the published schedule, phase by phase
     (500, 499 * BATCH),
-    (1, 0),
     (2000, 1999 * BATCH),
     (100_000, 9_900_000_000_000),
     (200_000, 12_150_000_000_000),  # half-way down
     (210_000, 13_225_000_000_000),  # three quarters
     (230_000, 14_400_000_000_000),
     (240_000, 14_633_000_000_000),  # the first of the last part
-    (2000, 11_000_000_000_000),  # no run looks like this; but the warm-up goes first
 ]
 
 
 def inputs(rng, number):
-    if number < len(EDGES):
-        step, tokens = EDGES[number]
+    if number < len(BY_HAND):
+        step, tokens, different = BY_HAND[number]
+        return {"step": step, "tokens": tokens, **SMALL, **different}
+    if number < len(BY_HAND) + len(EDGES):
+        step, tokens = EDGES[number - len(BY_HAND)]
         return {"step": step, "tokens": tokens, **V3}
     peak, floor = float(rng.uniform(1e-4, 1e-2)), float(rng.uniform(0.05, 0.4))
     batch, warmup = int(rng.integers(100, 5000)), int(rng.choice([0, 10, 50]))
@@ -55,7 +64,7 @@ def inputs(rng, number):
 def reference(step, tokens, peak, floor, last, warmup, hold_until, decay, rest):
     if step <= warmup:
         return peak * step / warmup
-    if tokens <= hold_until:
+    if tokens < hold_until:
         return peak
     if tokens < hold_until + decay:
         progress = (tokens - hold_until) / decay
@@ -68,7 +77,9 @@ def with_clamps(step, tokens, peak, floor, last, warmup, hold_until, decay, rest
         return peak / warmup * step
     if tokens - hold_until - decay >= rest:
         return last
-    progress = min(max((tokens - hold_until) / decay, 0.0), 1.0) if decay else float(tokens > hold_until)
+    if tokens < hold_until:
+        return peak
+    progress = min((tokens - hold_until) / decay, 1.0) if decay else 1.0
     share = math.cos(math.pi / 2 * progress) ** 2
     return peak * share + floor * (1 - share)
 
@@ -76,7 +87,7 @@ def with_clamps(step, tokens, peak, floor, last, warmup, hold_until, decay, rest
 def zero_at_the_first_step(step, tokens, peak, floor, last, warmup, hold_until, decay, rest):
     if step <= warmup:
         return peak * (step - 1) / warmup
-    if tokens <= hold_until:
+    if tokens < hold_until:
         return peak
     if tokens < hold_until + decay:
         progress = (tokens - hold_until) / decay
@@ -87,7 +98,7 @@ def zero_at_the_first_step(step, tokens, peak, floor, last, warmup, hold_until, 
 def cosine_to_zero(step, tokens, peak, floor, last, warmup, hold_until, decay, rest):
     if step <= warmup:
         return peak * step / warmup
-    if tokens <= hold_until:
+    if tokens < hold_until:
         return peak
     if tokens < hold_until + decay:
         progress = (tokens - hold_until) / decay
@@ -98,7 +109,7 @@ def cosine_to_zero(step, tokens, peak, floor, last, warmup, hold_until, decay, r
 def decay_from_the_start(step, tokens, peak, floor, last, warmup, hold_until, decay, rest):
     if step <= warmup:
         return peak * step / warmup
-    if tokens <= hold_until:
+    if tokens < hold_until:
         return peak
     if tokens < hold_until + decay:
         progress = tokens / (hold_until + decay)
@@ -118,7 +129,7 @@ def no_plateau(step, tokens, peak, floor, last, warmup, hold_until, decay, rest)
 def straight_line(step, tokens, peak, floor, last, warmup, hold_until, decay, rest):
     if step <= warmup:
         return peak * step / warmup
-    if tokens <= hold_until:
+    if tokens < hold_until:
         return peak
     if tokens < hold_until + decay:
         return peak + (floor - peak) * (tokens - hold_until) / decay
@@ -128,7 +139,7 @@ def straight_line(step, tokens, peak, floor, last, warmup, hold_until, decay, re
 def floor_as_a_share(step, tokens, peak, floor, last, warmup, hold_until, decay, rest):
     if step <= warmup:
         return peak * step / warmup
-    if tokens <= hold_until:
+    if tokens < hold_until:
         return peak
     if tokens < hold_until + decay:
         progress = (tokens - hold_until) / decay
@@ -139,7 +150,7 @@ def floor_as_a_share(step, tokens, peak, floor, last, warmup, hold_until, decay,
 def decay_names_its_end(step, tokens, peak, floor, last, warmup, hold_until, decay, rest):
     if step <= warmup:
         return peak * step / warmup
-    if tokens <= hold_until:
+    if tokens < hold_until:
         return peak
     if tokens < decay:
         progress = (tokens - hold_until) / (decay - hold_until)
@@ -150,16 +161,47 @@ def decay_names_its_end(step, tokens, peak, floor, last, warmup, hold_until, dec
 def never_the_last(step, tokens, peak, floor, last, warmup, hold_until, decay, rest):
     if step <= warmup:
         return peak * step / warmup
-    if tokens <= hold_until:
+    if tokens < hold_until:
         return peak
     progress = min(1.0, (tokens - hold_until) / decay) if decay else 1.0
     return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def floor_on_top(step, tokens, peak, floor, last, warmup, hold_until, decay, rest):
+    if step <= warmup:
+        return peak * step / warmup
+    if tokens < hold_until:
+        return peak
+    if tokens < hold_until + decay:
+        progress = (tokens - hold_until) / decay
+        return floor + peak * 0.5 * (1 + math.cos(math.pi * progress))
+    return floor if tokens < hold_until + decay + rest else last
+
+
+def warm_up_only_at_the_start(step, tokens, peak, floor, last, warmup, hold_until, decay, rest):
+    if tokens < hold_until:
+        return peak * step / warmup if step <= warmup else peak
+    if tokens < hold_until + decay:
+        progress = (tokens - hold_until) / decay
+        return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+    return floor if tokens < hold_until + decay + rest else last
+
+
+def the_last_one_late(step, tokens, peak, floor, last, warmup, hold_until, decay, rest):
+    if step <= warmup:
+        return peak * step / warmup
+    if tokens < hold_until:
+        return peak
+    if tokens < hold_until + decay:
+        progress = (tokens - hold_until) / decay
+        return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+    return floor if tokens <= hold_until + decay + rest else last
+
+
 def full_cosine(step, tokens, peak, floor, last, warmup, hold_until, decay, rest):
     if step <= warmup:
         return peak * step / warmup
-    if tokens <= hold_until:
+    if tokens < hold_until:
         return peak
     if tokens < hold_until + decay:
         return floor + (peak - floor) * math.cos(math.pi / 2 * (tokens - hold_until) / decay)
@@ -172,11 +214,11 @@ EXERCISE = Exercise(
     title="learning rate schedule",
     entry="learning_rate",
     points=10,
-    minutes=15,
+    minutes=10,
     difficulty=2,
     spine=False,
     inputs=inputs,
-    cases=15,
+    cases=28,
     reference=reference,
     compare=same("the rate"),
     misconceptions=(
@@ -227,6 +269,22 @@ EXERCISE = Exercise(
             "never-the-last",
             never_the_last,
             "It looks like a rate that stays at the floor. After rest tokens at the floor it drops to last.",
+        ),
+        Misconception(
+            "floor-on-top",
+            floor_on_top,
+            "It looks like the floor put under a cosine of the full peak, so that the decay begins at peak + floor. Only the difference, "
+            "peak - floor, is multiplied.",
+        ),
+        Misconception(
+            "tokens-before-warm-up",
+            warm_up_only_at_the_start,
+            "It looks like tokens asked before steps. The warm-up goes first: while step <= warmup nothing else matters.",
+        ),
+        Misconception(
+            "last-one-late",
+            the_last_one_late,
+            "It looks like a last rate that begins one token late. At exactly hold_until + decay + rest tokens the rate is last already.",
         ),
         Misconception(
             "quarter-of-a-cosine",

@@ -12,11 +12,18 @@ BOTH = {"difference": "the difference", "spread": "the spread", "error": "the st
 EDGES = [  # losses of a, losses of b, paired
     ([3.50, 3.25, 3.375], [3.00, 3.125, 2.875], True),  # resolved
     ([3.5], [3.0], False),
+    ([3.50, 3.25], [3.20, 2.95], False),  # more than the spread, less than two errors
+    ([3.50, 3.40, 3.45], [3.0], False),
+    ([3.0], [3.50, 3.40, 3.45], False),
     ([3.50, 3.25], [3.25, 3.00], False),  # differ by exactly the spread
     ([3.25, 3.00], [3.50, 3.25], True),
     ([3.50, math.nan, 3.375], [3.00, 3.125, 2.875], True),
     ([3.40, 3.41, 3.42, 3.43], [3.30, 3.50, 3.10], False),  # one arm spreads wide
     ([3.0, 3.01, 3.02], [3.04, 3.05, 3.30, math.inf], False),
+    ([math.inf, 3.01, 3.02], [3.04, 3.05, 3.30], True),
+    ([3.50, 3.25], [3.00, math.nan], False),
+    ([math.nan], [3.0], False),
+    ([3.0], [3.0, math.inf], False),
     ([3.00, 3.01, 3.02], [3.04, 3.05, 3.10], False),  # ranges apart, and within the spread
     ([3.10, 3.30, 3.20, 3.40], [3.04, 3.25, 3.13, 3.36], True),  # better in every pair, and within the spread
 ]
@@ -138,6 +145,46 @@ def drops_diverged_runs(a_N, b_M, paired):
     return difference, spread, error, ("b" if difference < 0 else "a") if abs(difference) > spread else "not resolved"
 
 
+def pooled_spread(a_N, b_M, paired):
+    a, b = a_N.tolist(), b_M.tolist()
+    if not all(map(math.isfinite, a + b)):
+        return math.nan, math.nan, math.nan, "not resolved"
+    difference, spread = float(np.mean(b) - np.mean(a)), max(a + b) - min(a + b)
+    if min(len(a), len(b)) < 2:
+        return difference, spread, math.nan, "not resolved"
+    pairs = [y - x for x, y in zip(a, b, strict=False)]
+    error = float(np.var(a, ddof=1) / len(a) + np.var(b, ddof=1) / len(b)) ** 0.5
+    error = float(np.std(pairs, ddof=1)) / len(a) ** 0.5 if paired else error
+    return difference, spread, error, ("b" if difference < 0 else "a") if abs(difference) > spread else "not resolved"
+
+
+def deviation_for_error(a_N, b_M, paired):
+    a, b = a_N.tolist(), b_M.tolist()
+    if not all(map(math.isfinite, a + b)):
+        return math.nan, math.nan, math.nan, "not resolved"
+    difference, spread = float(np.mean(b) - np.mean(a)), max(max(a) - min(a), max(b) - min(b))
+    if min(len(a), len(b)) < 2:
+        return difference, spread, math.nan, "not resolved"
+    pairs = [y - x for x, y in zip(a, b, strict=False)]
+    error = float(np.var(a, ddof=1) + np.var(b, ddof=1)) ** 0.5
+    error = float(np.std(pairs, ddof=1)) if paired else error
+    return difference, spread, error, ("b" if difference < 0 else "a") if abs(difference) > spread else "not resolved"
+
+
+def both_must_be_alone(a_N, b_M, paired):
+    a, b = a_N.tolist(), b_M.tolist()
+    if not all(map(math.isfinite, a + b)):
+        return math.nan, math.nan, math.nan, "not resolved"
+    difference, spread = float(np.mean(b) - np.mean(a)), max(max(a) - min(a), max(b) - min(b))
+    if len(a) == len(b) == 1:
+        return difference, spread, math.nan, "not resolved"
+    pairs = [y - x for x, y in zip(a, b, strict=False)]
+    alone = min(len(a), len(b)) == 1
+    error = math.nan if alone else float(np.var(a, ddof=1) / len(a) + np.var(b, ddof=1) / len(b)) ** 0.5
+    error = float(np.std(pairs, ddof=1)) / len(a) ** 0.5 if paired else error
+    return difference, spread, error, ("b" if difference < 0 else "a") if abs(difference) > spread else "not resolved"
+
+
 def larger_is_better(a_N, b_M, paired):
     a, b = a_N.tolist(), b_M.tolist()
     if not all(map(math.isfinite, a + b)):
@@ -234,11 +281,11 @@ EXERCISE = Exercise(
     title="seed spread",
     entry="compare_arms",
     points=10,
-    minutes=20,
+    minutes=15,
     difficulty=2,
     spine=False,
     inputs=inputs,
-    cases=13,
+    cases=20,
     reference=reference,
     compare=compare,
     misconceptions=(
@@ -262,6 +309,22 @@ EXERCISE = Exercise(
             drops_diverged_runs,
             "It looks like runs that diverged being left out. That chooses the seeds after seeing the results: the numbers are NaN, and "
             "the comparison is not resolved.",
+        ),
+        Misconception(
+            "pooled-spread",
+            pooled_spread,
+            "It looks like the spread of all runs together. Each arm has its own, largest minus smallest; take the larger of the two.",
+        ),
+        Misconception(
+            "deviation-for-error",
+            deviation_for_error,
+            "It looks like a standard deviation for the error. A mean of n runs is surer than one run: divide the variance by n before "
+            "the root.",
+        ),
+        Misconception(
+            "both-must-be-alone",
+            both_must_be_alone,
+            "It looks like one run against several taken for enough. As soon as one arm has a single run, nothing is resolved.",
         ),
         Misconception(
             "larger-is-better",

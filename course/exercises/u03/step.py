@@ -8,10 +8,10 @@ from course.checking.exercise import Exercise, Misconception
 EDGES = [  # updates so far of each parameter, which has no gradient, bfloat16 gradients, eps
     ([0, 0], None, False, 1e-8),
     ([3, 0, 7], 2, False, 1e-8),
-    ([1, 2], None, True, 1e-8),
+    ([0, 1, 2], None, True, 1e-8),
     ([0, 1, 4], None, False, 0.05),
 ]
-NAMES = ("embedding", "norm", "query", "up", "down")
+NAMES = ("embedding", "up_norm", "query", "up", "down")
 
 
 def inputs(rng, number):
@@ -23,7 +23,7 @@ def inputs(rng, number):
         narrow, eps = bool(rng.integers(2)), float(rng.choice([1e-8, 1e-3, 0.05]))
     params, grads, state = {}, {}, {}
     for place, (name, count) in enumerate(zip(NAMES, counts, strict=False)):
-        shape = (int(rng.integers(2, 7)), int(rng.integers(2, 7)))[: 1 if name == "norm" else 2]
+        shape = (int(rng.integers(2, 7)), int(rng.integers(2, 7)))[: 1 if name == "up_norm" else 2]
 
         def draw(size=1.0, shape=shape):
             return torch.tensor(size * rng.normal(size=shape), dtype=torch.float32)
@@ -125,6 +125,39 @@ def counting_from_zero(params, grads, state, decayed, lr, beta1, beta2, eps, wei
         m_hat, v_hat = m / (1 - beta1**step), v / (1 - beta2**step)
         new_params[name] = kept - lr * m_hat / (v_hat.sqrt() + eps)
         new_state[name] = {"step": step + 1, "m": m, "v": v}
+    return new_params, new_state
+
+
+def decay_after_the_step(params, grads, state, decayed, lr, beta1, beta2, eps, weight_decay):
+    new_params, new_state = {}, {}
+    for name, p in params.items():
+        g, old = grads[name], state[name]
+        if g is None:
+            new_params[name], new_state[name] = p, old
+            continue
+        g, step = g.float(), old["step"] + 1
+        m = beta1 * old["m"] + (1 - beta1) * g
+        v = beta2 * old["v"] + (1 - beta2) * g.square()
+        m_hat, v_hat = m / (1 - beta1**step), v / (1 - beta2**step)
+        moved = p - lr * m_hat / (v_hat.sqrt() + eps)
+        new_params[name] = moved * (1 - lr * weight_decay) if name in decayed else moved
+        new_state[name] = {"step": step, "m": m, "v": v}
+    return new_params, new_state
+
+
+def old_moments(params, grads, state, decayed, lr, beta1, beta2, eps, weight_decay):
+    new_params, new_state = {}, {}
+    for name, p in params.items():
+        g, old = grads[name], state[name]
+        if g is None:
+            new_params[name], new_state[name] = p, old
+            continue
+        g, step = g.float(), old["step"] + 1
+        kept = p * (1 - lr * weight_decay) if name in decayed else p
+        m_hat, v_hat = old["m"] / (1 - beta1**step), old["v"] / (1 - beta2**step)
+        new_params[name] = kept - lr * m_hat / (v_hat.sqrt() + eps)
+        m = beta1 * old["m"] + (1 - beta1) * g
+        new_state[name] = {"step": step, "m": m, "v": beta2 * old["v"] + (1 - beta2) * g.square()}
     return new_params, new_state
 
 
@@ -275,6 +308,16 @@ EXERCISE = Exercise(
             "counting-from-zero",
             counting_from_zero,
             "It looks like a step counted after the update. The first update is step 1: at step 0 the correction divides by zero.",
+        ),
+        Misconception(
+            "decay-after-the-step",
+            decay_after_the_step,
+            "It looks like decay of the weight that has already moved. The factor acts on the old weight, and the move is then taken off.",
+        ),
+        Misconception(
+            "old-moments",
+            old_moments,
+            "It looks like a step from the moments as they were. Update m and v with the gradient first, then use them.",
         ),
         Misconception(
             "one-count-for-all",

@@ -4,11 +4,14 @@ from course.checking.compare import same
 from course.checking.exercise import Exercise, Misconception
 
 EDGES = [  # width, experts, k, shared, expert width, multiple
+    (64, 6, 1, 1, 10, 4),  # the text's example: 22
     (7168, 256, 8, 1, 2048, 128),  # DeepSeek-V3
     (4096, 8, 2, 0, 14_336, 256),  # Mixtral
     (128, 12, 1, 1, 8, 8),  # exactly between two multiples: 20
     (64, 6, 1, 0, 3, 16),  # less than half a multiple
     (96, 24, 2, 1, 20, 1),
+    (64, 5, 1, 0, 8, 4),  # 9 2/3: to whole widths first, it would be 10, and then 12
+    (64, 5, 1, 0, 8, 1),
 ]
 
 
@@ -102,6 +105,28 @@ def as_python_rounds(width, experts, k, shared, expert_width, multiple):
     return hidden, 3 * hidden / tripled - 1, owned / (3 * hidden)
 
 
+def rounded_twice(width, experts, k, shared, expert_width, multiple):
+    tripled = 3 * (k + shared) * expert_width + experts
+    whole = (2 * tripled + 3) // 6
+    hidden = max(1, (2 * whole + multiple) // (2 * multiple)) * multiple
+    owned = experts + 3 * (experts + shared) * expert_width
+    return hidden, 3 * hidden / tripled - 1, owned / (3 * hidden)
+
+
+def exact_width_owned(width, experts, k, shared, expert_width, multiple):
+    tripled = 3 * (k + shared) * expert_width + experts
+    hidden = max(1, (2 * tripled + 3 * multiple) // (6 * multiple)) * multiple
+    owned = experts + 3 * (experts + shared) * expert_width
+    return hidden, 3 * hidden / tripled - 1, owned / tripled
+
+
+def shared_among_the_experts(width, experts, k, shared, expert_width, multiple):
+    tripled = 3 * (k + shared) * expert_width + experts
+    hidden = max(1, (2 * tripled + 3 * multiple) // (6 * multiple)) * multiple
+    owned = experts + 3 * experts * expert_width
+    return hidden, 3 * hidden / tripled - 1, owned / (3 * hidden)
+
+
 def upside_down(width, experts, k, shared, expert_width, multiple):
     tripled = 3 * (k + shared) * expert_width + experts
     hidden = max(1, (2 * tripled + 3 * multiple) // (6 * multiple)) * multiple
@@ -119,7 +144,7 @@ EXERCISE = Exercise(
     difficulty=2,
     spine=False,
     inputs=inputs,
-    cases=8,
+    cases=11,
     reference=reference,
     compare=same("hidden", "excess", "owned"),
     misconceptions=(
@@ -162,8 +187,26 @@ EXERCISE = Exercise(
         Misconception(
             "python-rounds",
             as_python_rounds,
-            "It looks like Python's round, which takes a half to the even neighbour. Exactly between two multiples, take the wider one.",
+            "It looks like a half taken down, or to the even neighbour as Python's round does. Exactly between two multiples, take the "
+            "wider one.",
             "round(2.5) is 2: documented behaviour of Python 3",
+        ),
+        Misconception(
+            "rounded-twice",
+            rounded_twice,
+            "It looks like a width rounded to a whole number, and then to the multiple. Round once: 9 2/3 is nearer to 8 than to 12.",
+        ),
+        Misconception(
+            "exact-width-owned",
+            exact_width_owned,
+            "It looks like parameters compared with a twin that was not rounded. `owned` is over the twin that will be built, `hidden` "
+            "wide.",
+        ),
+        Misconception(
+            "shared-among-the-experts",
+            shared_among_the_experts,
+            "It looks like shared experts counted among `experts` in what the mixture owns. `experts` are the routed ones; the shared come "
+            "on top.",
         ),
         Misconception(
             "upside-down",
