@@ -288,7 +288,7 @@ def describe(inputs: Inputs) -> str:
         elif isinstance(value, list) and len(value) < 8 and all(isinstance(item, int) for item in value):
             sizes[name] = str(value)
         elif isinstance(value, list | dict):
-            items = value.items() if isinstance(value, dict) else enumerate(value)
+            items = list(value.items() if isinstance(value, dict) else enumerate(value))
             sizes |= {f"{name}[{key!r}]": "None" for key, item in items if item is None}
             narrow |= {_dtype(item): None for _, item in items if isinstance(item, torch.Tensor) and _is_narrow(item)}
     return " ".join([*(f"{name}={size}" for name, size in sizes.items()), *narrow])

@@ -19,6 +19,7 @@ SMALL = {"peak": 1.0, "floor": 0.2, "last": 0.1, "warmup": 4, "hold_until": 100,
 BY_HAND = [  # step, tokens read before it, what differs from SMALL
     *((1, 0, {}), (20, 100, {}), (21, 110, {}), (22, 120, {}), (26, 140, {}), (31, 169, {}), (32, 170, {})),
     (2, 500, {}),  # no run looks like this; but the warm-up goes first
+    (4, 500, {}),
     (3, 130, {}),
     *((20, 99, {"decay": 0}), (20, 100, {"decay": 0}), (21, 120, {"decay": 0}), (21, 130, {"decay": 0})),
     *((1, 0, {"warmup": 0}), (1, 500, {"warmup": 0})),
@@ -218,7 +219,7 @@ EXERCISE = Exercise(
     difficulty=2,
     spine=False,
     inputs=inputs,
-    cases=28,
+    cases=29,
     reference=reference,
     compare=same("the rate"),
     misconceptions=(
