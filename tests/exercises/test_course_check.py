@@ -64,7 +64,7 @@ def test_a_misconception_is_named_and_a_blank_answer_is_not_done_yet(lab, check)
     assert code == 1
     assert rows["05.2"].endswith("0 of 10 not done yet")
     assert every()["07.6"].misconceptions[0].says in rows["07.6"]
-    assert "Case 1 (V=2 " in rows["07.6"]
+    assert "Case 1 (target_V=[" in rows["07.6"]
     assert "course hint 07.6" in out
 
 
