@@ -22,7 +22,7 @@ from course.training.log import Row, read_log
 from course.training.trainer import train
 
 RANKED = """
-import json, signal, sys
+import json, os, signal, sys
 from pathlib import Path
 from course.model import ModelConfig, Transformer
 from course.training import data, ranks
@@ -30,6 +30,9 @@ from course.training.errors import TrainingError
 from course.training.optimizers import MuonAndAdamW, adamw
 from course.training.sharding import load, spread, whole
 from course.training.trainer import TrainSettings, take_step, train
+
+def say(line):
+    os.write(1, (line + "\\n").encode())  # at once: the ranks share one pipe
 
 def places(optimizer):
     return [str(getattr(value, "placements", "")) for kept in optimizer.state.values() for value in kept.values()]
@@ -47,14 +50,14 @@ with ranks.joined():
         try:
             train(config, sums, settings, out / name, resume, case["seconds"], press, sharding=case["sharding"])
         except (KeyboardInterrupt, TrainingError) as error:
-            print(f"{name}: {error}")
+            say(f"{name}: {error}")
     for make in (adamw, MuonAndAdamW):
         settings, model = TrainSettings(batch=2), Transformer(ModelConfig(**cases["mixture"]["config"]))
         spread(model, "full")
         kept, loaded = make(model, settings), make(model, settings)
         take_step(model, kept, sums, settings, 2, 0.0)
         load(loaded, whole(kept.state_dict()))
-        print(f"{make.__name__}: {len(places(kept))} {places(loaded) == places(kept)}")
+        say(f"{make.__name__}: {len(places(kept))} {places(loaded) == places(kept)}")
 """
 
 
