@@ -27,8 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from course.model import Attention, ModelConfig, Transformer, apply_rope
-from course.model.transformer import Block
+from course.model import Attention, Block, ModelConfig, Transformer, apply_rope
 from course.training import data
 from course.training.trainer import TrainSettings, adamw, evaluate, take_step
 

@@ -64,7 +64,7 @@ def mixtral_block(moe: MoE) -> torch.nn.Module:
         hidden_size=width,
         intermediate_size=hidden,
         num_local_experts=experts,
-        num_experts_per_tok=moe.top_k,
+        num_experts_per_tok=moe.config.top_k,
         num_hidden_layers=1,
         num_attention_heads=4,
         num_key_value_heads=4,
@@ -80,7 +80,7 @@ def ways(moe: MoE, twin: SwiGLU, x_TD: Tensor) -> dict[str, Callable[[], Tensor]
     block = mixtral_block(moe)
 
     def routed(experts: Callable[..., Tensor]) -> Callable[[], Tensor]:
-        gate = lambda: softmax_topk_gate(x_TD, moe.gate_ED, moe.top_k)  # noqa: E731
+        gate = lambda: softmax_topk_gate(x_TD, moe.gate_ED, moe.config.top_k)  # noqa: E731
         return lambda: experts(x_TD, *gate(), moe.gate_up_EFD, moe.down_EDI)
 
     return {

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -135,9 +136,14 @@ def generate(
         Path | None, typer.Option(help="Open weights instead: a folder with config.json and safetensors.")
     ] = None,
     tokens: Annotated[int, typer.Option(help="How many to write.")] = 200,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest each time.")] = 0.8,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 takes the likeliest each time.", show_default="0.8")
+    ] = None,
     top_p: Annotated[float, typer.Option(help="Choose among the likeliest that make up so much.")] = 0.95,
     seed: Annotated[int, typer.Option(help="Another seed writes another text.")] = 0,
+    speculate: Annotated[
+        bool, typer.Option("--speculate", help="Let multi-token modules guess ahead: the text of temperature 0.")
+    ] = False,
 ):
     """Continue a text with a trained model."""
     from course.authoring import places
@@ -145,7 +151,11 @@ def generate(
 
     if model and run:
         raise typer.BadParameter("give --run or --model, not both")
-    settings = (prompt, tokens, temperature, top_p, seed)
+    if speculate and temperature:
+        raise typer.BadParameter(f"--speculate takes the likeliest each time, and --temperature {temperature} does not")
+    if temperature is None:
+        temperature = 0.0 if speculate else 0.8
+    settings = (prompt, tokens, temperature, top_p, seed, partial(print, file=sys.stderr) if speculate else None)
     if model:
         print(generate_open_command(model, *settings))
     else:

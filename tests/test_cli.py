@@ -79,6 +79,7 @@ def test_without_a_command_it_shows_the_help(run):
         ("train --data /nowhere.txt --out /tmp/never", "/nowhere.txt"),
         ("generate --run /nowhere", "/nowhere"),
         ("generate --temperature hot", "Invalid value for '--temperature'"),
+        ("generate --speculate --temperature 0.5", "--speculate takes the likeliest each time"),
         ("grade --lab 04 --out out", "Missing argument 'FILE'"),
         ("grade --lab 77 --out out nothing.ipynb", "There is no unit 77"),
         ("new-unit 05 deepseek_moe", "Missing argument 'TITLE'"),

@@ -7,6 +7,8 @@ Shapes: T tokens, K experts a token, D width, E experts, I hidden width of one e
 R rows sorted by expert, L rows of the busiest expert.
 """
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
@@ -74,11 +76,14 @@ def grouped_product(
 
     `torch.nn.functional.grouped_mm` wants float32, bfloat16 or float16 and rows of a multiple of 16 bytes; for any
     other (float64 in tests, odd widths) the same product is written out, expert by expert. Autocast does not know
-    grouped_mm, so its dtype is taken here.
+    grouped_mm, so its dtype is taken here. With fewer rows than experts, in decoding on a CPU, those that have rows are
+    visited one by one: the grouped operation would walk over all of them.
     """
     if torch.is_autocast_enabled(rows_RM.device.type):
         dtype = torch.get_autocast_dtype(rows_RM.device.type)
         rows_RM, weight_ENM = rows_RM.to(dtype), weight_ENM.to(dtype)
+    if len(rows_RM) < len(weight_ENM) and rows_RM.is_cpu and not torch.is_grad_enabled():
+        return _few_rows(rows_RM, weight_ENM, offsets_E1)
     aligned = all(width * rows_RM.element_size() % 16 == 0 for width in weight_ENM.shape[1:])
     if aligned and rows_RM.dtype != torch.float64:
         y_RN = F.grouped_mm(rows_RM.contiguous(), weight_ENM.transpose(1, 2), offs=offsets_E1[1:].to(torch.int32))
@@ -87,6 +92,14 @@ def grouped_product(
         return y_RN
     slices = rows_RM.split(offsets_E1.diff().tolist())
     return torch.cat([F.linear(rows, weight) for rows, weight in zip(slices, weight_ENM.unbind(), strict=True)])
+
+
+def _few_rows(rows_RM: Tensor, weight_ENM: Tensor, offsets_E1: Tensor) -> Tensor:
+    ends = offsets_E1.tolist()
+    visited = [(e, start, end) for e, (start, end) in enumerate(pairwise(ends)) if end > start]
+    if not visited:
+        return rows_RM.new_zeros(0, weight_ENM.shape[1])
+    return torch.cat([F.linear(rows_RM[start:end], weight_ENM[e]) for e, start, end in visited])
 
 
 def _laid_out(gradient_RN: Tensor) -> Tensor:

@@ -1,44 +1,64 @@
 """Open weights: a folder with config.json and safetensors in Hugging Face's form, read as a Transformer and written.
 
-model = from_pretrained("Llama-3.2-1B")
+model = from_pretrained("DeepSeek-V2-Lite")
 logits_BSV = model(tokens_BS)
 """
 
 import json
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
+from course.model.config import ModelConfig
 from course.model.errors import PretrainedError
-from course.model.huggingface import IGNORED, Place, config_from_hf, config_to_hf, places
-from course.model.tensor_files import INDEX, SINGLE, Stored, read_json, read_tensors, tensors_in
+from course.model.fp8_blocks import dequantise_blocks, scales_shape
+from course.model.hf_config import config_from_hf, fp8_block, read_config
+from course.model.hf_export import config_to_hf
+from course.model.hf_names import IGNORED, Place, places, stored_again
+from course.model.shapes import without_numbers
+from course.model.tensor_files import INDEX, SINGLE, Stored, tensors_in
 from course.model.transformer import Transformer
 
-DTYPES = ("F64", "F32", "F16", "BF16")
+FP8 = "F8_E4M3"
+SCALE = "_scale_inv"  # ending of the name of a quantised tensor's scales
 SHOWN = 8  # names in one complaint
 
 
 def from_pretrained(folder: str | os.PathLike, dtype: torch.dtype = torch.float32) -> Transformer:
     """The model in a folder, in eval mode: int64 tokens [B, S] to float32 logits [B, S, V].
 
-    folder: config.json (model type `llama`), and model.safetensors or shards with model.safetensors.index.json.
-    dtype: of the weights in memory, whatever it is on disk.
+    folder: config.json (its model types are those of `course.model.hf_config`), and model.safetensors or shards with
+        model.safetensors.index.json; experts one by one or fused, weights plain or FP8 with a scale a block.
+    dtype: of the weights in memory, whatever it is on disk. Selection biases stay in float32.
+    Multi-token modules that the config names and the files lack are left out: `transformers` never writes them.
+    Tensors are read one at a time: beside the model, memory holds one of them, and one in float32 where it is FP8.
     Raises: PretrainedError naming every tensor that is missing, not expected, of another shape, or cut off.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise PretrainedError(f"{folder} is not a folder: give one with config.json and safetensors")
-    config = config_from_hf(read_json(folder / "config.json"))
-    with torch.device("meta"):
+    raw = read_config(folder)
+    stored = tensors_in(folder)
+    config = _with_stored_modules(config_from_hf(raw), stored)
+    block = fp8_block(raw)
+    with without_numbers():
         model = Transformer(config)
-    stored, wanted = tensors_in(folder), places(config)
-    _require(folder, stored, {name: _part(model, place).shape for name, place in wanted.items()}, tied=config.tied)
+    wanted = places(config, fused=any(name.endswith(".experts.gate_up_proj") for name in stored))
+    _require(folder, config, stored, {name: _part(model, place).shape for name, place in wanted.items()}, block)
+    biases = [module.bias_E for module in model.mixtures() if config.selection_bias]
     model = model.to(dtype).to_empty(device="cpu").tie()
+    for module, bias_E in zip(model.mixtures(), biases, strict=False):
+        module.bias_E = torch.empty_like(bias_E, device="cpu")
     with torch.no_grad():
-        for name, tensor in read_tensors({name: stored[name] for name in wanted}):
+        for name in sorted(wanted, key=lambda name: (stored[name].file, stored[name].begin)):
+            tensor = stored[name].read()
+            if stored[name].dtype == FP8:
+                tensor = dequantise_blocks(tensor, stored[name + SCALE].read(), block)
             _part(model, wanted[name]).copy_(tensor)
     return model.eval()
 
@@ -64,13 +84,33 @@ def save_pretrained(model: Transformer, folder: str | os.PathLike) -> None:
     (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
 
 
-def _part(model: Transformer, place: Place) -> torch.Tensor:
-    return model.get_parameter(place.parameter)[place.rows]
+def _part(model: Transformer, place: Place) -> Tensor:
+    module, _, name = place.tensor.rpartition(".")
+    return getattr(model.get_submodule(module), name)[place.part]
 
 
-def _require(folder: Path, stored: dict[str, Stored], shapes: dict[str, torch.Size], tied: bool) -> None:
+def _with_stored_modules(config: ModelConfig, stored: dict[str, Stored]) -> ModelConfig:
+    """The config without its multi-token modules where none of their tensors is stored."""
+    bare = replace(config, mtp_layers=0)
+    further = [name for name in stored if name.startswith(f"model.layers.{config.layers}.")]
+    return config if further else bare
+
+
+def _require(
+    folder: Path,
+    config: ModelConfig,
+    stored: dict[str, Stored],
+    shapes: dict[str, torch.Size],
+    block: tuple[int, int] | None,
+) -> None:
     """Raises: PretrainedError with a line for each kind of fault."""
-    ignored = (*IGNORED, "lm_head.weight") if tied else IGNORED
+    quantised = [name for name in shapes if name in stored and stored[name].dtype == FP8 and len(shapes[name]) > 1]
+    if quantised and block is None:
+        raise PretrainedError(
+            f"{folder} has tensors in {FP8}, and its config.json no quantization_config: {_some(quantised)}"
+        )
+    shapes = shapes | {name + SCALE: torch.Size(scales_shape(shapes[name], block)) for name in quantised}
+    ignored = (*IGNORED, *stored_again(config), *(["lm_head.weight"] if config.tied else []))
     both = [name for name in shapes if name in stored]
     shape_of = {name: list(stored[name].shape) for name in both}
     faults = {
@@ -80,13 +120,17 @@ def _require(folder: Path, stored: dict[str, Stored], shapes: dict[str, torch.Si
             f"{name} {shape_of[name]} for {list(shapes[name])}" for name in both if shape_of[name] != list(shapes[name])
         ],
         "of a type that is not supported": [
-            f"{name} {stored[name].dtype}" for name in both if stored[name].dtype not in DTYPES
+            f"{name} {stored[name].dtype}" for name in both if not _readable(stored[name])
         ],
         "cut off, the file is too short": [name for name in both if not stored[name].whole],
     }
     told = [f"{what}: {_some(names)}" for what, names in faults.items() if names]
     if told:
         raise PretrainedError(f"the tensors of {folder} do not fit its config.json. " + "; ".join(told))
+
+
+def _readable(tensor: Stored) -> bool:
+    return tensor.known and (tensor.dtype != FP8 or len(tensor.shape) > 1)
 
 
 def _some(names: Iterable[str]) -> str:

@@ -1,41 +1,60 @@
-"""The router: which experts see which token, with what weight, and how evenly the work is spread.
+"""The router: which experts see which token, with what weight.
 
-Shapes: T tokens, D width, E experts, K experts a token.
+Shapes: T tokens, D width, E experts, K experts a token, G groups of experts.
 """
-
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from course.model.config import ModelConfig
 
-def gate_probabilities(x_TD: Float[Tensor, "T D"], gate_ED: Float[Tensor, "E D"]) -> Float[Tensor, "T E"]:
-    """softmax(x gate^T) over the experts, in float32 or better, also under autocast: near ties are common and rounding
-    decides them."""
+
+def gate_scores(
+    x_TD: Float[Tensor, "T D"], gate_ED: Float[Tensor, "E D"], gate: str = "softmax"
+) -> Float[Tensor, "T E"]:
+    """softmax(x gate^T) over the experts, or the sigmoid of each (V3 report, equation 15); in float32 or better, also
+    under autocast: near ties are common and rounding decides them."""
     wide = torch.promote_types(x_TD.dtype, torch.float32)
     with torch.autocast(x_TD.device.type, enabled=False):
-        return (x_TD.to(wide) @ gate_ED.to(wide).T).softmax(dim=-1)
+        logits_TE = x_TD.to(wide) @ gate_ED.to(wide).T
+        return logits_TE.softmax(dim=-1) if gate == "softmax" else logits_TE.sigmoid()
+
+
+def gate_probabilities(x_TD: Float[Tensor, "T D"], gate_ED: Float[Tensor, "E D"]) -> Float[Tensor, "T E"]:
+    """softmax(x gate^T) over the experts."""
+    return gate_scores(x_TD, gate_ED)
 
 
 def largest_k(scores_TE: Float[Tensor, "T E"], k: int) -> Int64[Tensor, "T K"]:
-    """The indices of the k largest scores in each row, largest first; ties go to the lower index.
+    """The indices of the k largest scores in each row, largest first; ties go to the lower index. Which of several scores
+    of minus infinity comes first is left open.
 
     `torch.topk` leaves open which of two equal entries it takes. So take one more than needed, and where two
     neighbours are equal fall back on a stable sort, which is slower and has a rule.
     """
     top = scores_TE.topk(min(k + 1, scores_TE.shape[1]), dim=-1)
-    if (top.values.diff(dim=-1) == 0).any():
+    if ((top.values[:, :-1] == top.values[:, 1:]) & (top.values[:, 1:] > float("-inf"))).any():
         return scores_TE.sort(dim=-1, descending=True, stable=True).indices[:, :k]
     return top.indices[:, :k]
 
 
-def renormalised(probabilities_TE: Float[Tensor, "T E"], indices_TK: Int64[Tensor, "T K"]) -> Float[Tensor, "T K"]:
-    """The chosen experts' probabilities, divided by their sum. The only way a gradient reaches the router."""
-    chosen_TK = probabilities_TE.gather(1, indices_TK)
+def limit_groups(scores_TE: Float[Tensor, "T E"], groups: int, top_groups: int, best: int) -> Float[Tensor, "T E"]:
+    """Minus infinity outside of the `top_groups` best groups of neighbouring experts; ties go to the lower group.
+
+    A group is ranked by the sum of its `best` largest scores: V2 takes its largest (report, section 2.2.2), V3's code two,
+    and V3's report as many as a token then takes of each group, K / top_groups (section 2.1.2). Minus infinity, since a
+    biased score may be negative: against zeros an expert of a closed group would win.
+    """
+    scores_TGE = scores_TE.unflatten(-1, (groups, -1))
+    ranks_TG = scores_TGE.topk(min(best, scores_TGE.shape[-1]), dim=-1).values.sum(dim=-1)
+    open_TG = torch.zeros_like(ranks_TG, dtype=torch.bool).scatter(1, largest_k(ranks_TG, top_groups), True)
+    return scores_TGE.masked_fill(~open_TG[..., None], float("-inf")).flatten(1)
+
+
+def renormalised(scores_TE: Float[Tensor, "T E"], indices_TK: Int64[Tensor, "T K"]) -> Float[Tensor, "T K"]:
+    """The chosen experts' scores, divided by their sum. The only way a gradient reaches the router."""
+    chosen_TK = scores_TE.gather(1, indices_TK)
     return chosen_TK / chosen_TK.sum(dim=-1, keepdim=True)
 
 
@@ -52,56 +71,18 @@ def softmax_topk_gate(
     return indices_TK, renormalised(probabilities_TE, indices_TK)
 
 
-def expert_counts(indices_TK: Int64[Tensor, "T K"], experts: int) -> Int64[Tensor, " {experts}"]:
-    """How many (token, slot) pairs each expert received."""
-    return indices_TK.flatten().bincount(minlength=experts)
+def choose_experts(
+    scores_TE: Float[Tensor, "T E"], bias_E: Float[Tensor, " E"] | None, config: ModelConfig
+) -> tuple[Int64[Tensor, "T K"], Float[Tensor, "T K"]]:
+    """Which experts a token goes to, best first, and the weights of what they say (V3 report, equations 12 to 16).
 
-
-_mean_over_ranks: ContextVar[Callable[[Tensor], Tensor]] = ContextVar(
-    "mean_over_ranks", default=lambda shares_E: shares_E
-)
-
-
-@contextmanager
-def balanced_over(mean: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Inside, this process holds one of several equal parts of a batch, and `balance_loss` is about the whole of it.
-
-    mean: the mean of a tensor over the processes. The shares, which are counts, become those of the whole batch; the
-    probabilities enter linearly. So the mean of the parts' losses is the whole batch's loss, and so with gradients.
+    The bias and the groups move the choice alone: the weights come from the scores as they are, normalised over the chosen
+    where the config says so, then scaled.
     """
-    token = _mean_over_ranks.set(mean)
-    try:
-        yield
-    finally:
-        _mean_over_ranks.reset(token)
-
-
-def balance_loss(probabilities_TE: Float[Tensor, "T E"], indices_TK: Int64[Tensor, "T K"]) -> Float[Tensor, ""]:
-    """E * sum over experts of (share of tokens that chose it) * (mean probability given to it).
-
-    Switch Transformer, equations 4 to 6, with the shares summed over the K slots as Mixtral's code in `transformers`
-    does and without a factor 1/K: it is K at balance, and E when one expert has everything and K = 1. The shares are
-    counts, so the gradient flows through the probabilities alone. Zero for no tokens.
-
-    One layer at a time. `transformers` pools all layers before the product, so there one layer can make up for
-    another.
-    """
-    T, E = probabilities_TE.shape
-    shares_E = _mean_over_ranks.get()(expert_counts(indices_TK, E) / max(T, 1))
-    return E * (shares_E * probabilities_TE.sum(dim=0) / max(T, 1)).sum()
-
-
-class Load(NamedTuple):
-    """How the pairs of one layer were spread over its experts."""
-
-    counts_E: Tensor  # pairs an expert
-    idle: int  # experts that received none
-    max_violation: float  # largest count over mean count, minus one: 0 at balance (Wang et al. 2024, MaxVio)
-
-
-def expert_load(indices_TK: Int64[Tensor, "T K"], experts: int) -> Load:
-    """Load statistics. The mean of no pairs counts as balanced."""
-    counts_E = expert_counts(indices_TK, experts)
-    mean = max(indices_TK.numel() / experts, 1 / experts)
-    violation = counts_E.max().item() / mean - 1 if indices_TK.numel() else 0.0
-    return Load(counts_E, int((counts_E == 0).sum()), violation)
+    c = config
+    ranked_TE = scores_TE.detach() if bias_E is None else scores_TE.detach() + bias_E
+    if c.groups > 1:
+        ranked_TE = limit_groups(ranked_TE, c.groups, c.top_groups, c.group_best)
+    indices_TK = largest_k(ranked_TE, c.top_k)
+    weights_TK = renormalised(scores_TE, indices_TK) if c.normalised else scores_TE.gather(1, indices_TK)
+    return indices_TK, weights_TK * c.routed_scale

@@ -5,8 +5,9 @@ import json
 from rich.console import Console
 from rich.table import Table
 
-from course.model.config import PRESETS, ModelConfig
+from course.model.config import ModelConfig
 from course.model.count import CONTEXT, active_parameters, kv_bytes_per_token, total_parameters, train_flops_per_token
+from course.model.presets import PRESETS
 
 
 class UnknownModel(Exception):

@@ -1,21 +1,29 @@
 """Safetensors in a folder, one file or shards with an index: what is in them, told before anything is loaded.
 
 A file is 8 bytes with the length of its header, the header in JSON (a name, dtype, shape and range of bytes for each
-tensor), and the bytes. Reading the header by ourselves tells which tensor a file that was cut off has lost.
+tensor), and the bytes. Reading both by ourselves tells which tensor a file that was cut off has lost, and keeps no more
+than one tensor in memory at a time: a file mapped into memory would count as a second copy of the model.
 """
 
 import json
-from collections.abc import Iterator
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from course.model.errors import PretrainedError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+}
 
 
 @dataclass(frozen=True)
@@ -25,7 +33,24 @@ class Stored:
     file: Path
     shape: tuple[int, ...]
     dtype: str  # as safetensors writes it: F32, BF16, ...
+    begin: int  # bytes from the start of the file
     whole: bool  # whether the file holds all of its bytes
+
+    @property
+    def known(self) -> bool:
+        return self.dtype in DTYPES
+
+    def read(self) -> Tensor:
+        """Raises: PretrainedError when the file has changed since its header was read."""
+        count, dtype = math.prod(self.shape), DTYPES[self.dtype]
+        numbers = torch.empty(count, dtype=dtype)
+        if count:
+            with self.file.open("rb") as file:
+                file.seek(self.begin)
+                filled = file.readinto(numbers.view(torch.uint8).numpy())
+            if filled != numbers.nbytes:
+                raise PretrainedError(f"{self.file} was cut off while it was read")
+        return numbers.view(self.shape)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -54,18 +79,6 @@ def tensors_in(folder: Path) -> dict[str, Stored]:
     return {name: headers[shard][name] for name, shard in shard_of.items() if name in headers[shard]}
 
 
-def read_tensors(stored: dict[str, Stored]) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors, one at a time and file by file, so that no more than one of them is held beside the model."""
-    for file in dict.fromkeys(tensor.file for tensor in stored.values()):
-        try:
-            opened = safe_open(file, framework="pt")
-        except SafetensorError as error:
-            raise PretrainedError(f"{file} is damaged: {error}") from None
-        with opened:
-            for name in (name for name, tensor in stored.items() if tensor.file == file):
-                yield name, opened.get_tensor(name)
-
-
 def _header(path: Path) -> dict[str, Stored]:
     if not path.exists():
         raise PretrainedError(f"{path.parent} has no {path.name}, which {INDEX} names")
@@ -75,11 +88,19 @@ def _header(path: Path) -> dict[str, Stored]:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length)) if 8 + length <= size else None
         header.pop("__metadata__", None)
-        return {
-            name: Stored(path, tuple(t["shape"]), t["dtype"], 8 + length + t["data_offsets"][1] <= size)
-            for name, t in header.items()
-        }
+        return {name: _stored(path, entry, 8 + length, size) for name, entry in header.items()}
     except (OSError, ValueError, AttributeError, KeyError, TypeError, IndexError):
         raise PretrainedError(
             f"{path} is damaged before its first tensor, or no safetensors file: fetch it again"
         ) from None
+
+
+def _stored(path: Path, entry: dict[str, Any], start: int, size: int) -> Stored:
+    """Raises: ValueError when shape, dtype and range of bytes do not fit each other."""
+    shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
+    if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
+        raise ValueError("no sizes")
+    dtype = DTYPES.get(entry["dtype"])
+    if dtype and end - begin != math.prod(shape) * dtype.itemsize:
+        raise ValueError("a tensor of another size than its range of bytes")
+    return Stored(path, shape, str(entry["dtype"]), start + begin, start + end <= size)

@@ -1,9 +1,9 @@
-"""The language model: embedding, pre-norm blocks of attention and feed-forward, a head; its loss and its sampling.
+"""The language model: embedding, blocks, a head, multi-token modules behind it; and its loss.
 
 Shapes: B batch, S sequence, V vocabulary, D width, T = B * S tokens.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -11,32 +11,21 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from course.model.attention import Attention, KVCache
+from course.model.attention import KVCache
+from course.model.balance import balance_loss, sequence_balance_loss
+from course.model.block import Block, Cache
 from course.model.config import ModelConfig
+from course.model.latent_attention import FORMS, LatentCache
 from course.model.moe import MoE, Routing
+from course.model.mtp import MTPModule
 from course.model.norm import RMSNorm
 from course.model.rope import rope_table
-from course.model.router import balance_loss
-from course.model.swiglu import SwiGLU
+from course.model.router import largest_k
 
 
-class Block(nn.Module):
-    """x + attention(norm(x)), then x + feed_forward(norm(x)): the residual stream itself is never normalised."""
-
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.attention_norm = RMSNorm(config.width, config.norm_eps)
-        self.attention = Attention(config)
-        self.feed_forward_norm = RMSNorm(config.width, config.norm_eps)
-        self.feed_forward = MoE(config) if config.experts else SwiGLU(config.width, config.mlp_width)
-
-    def forward(self, x_BSD: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None) -> tuple[Tensor, Routing | None]:
-        x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), cos, sin, cache)
-        h_BSD = self.feed_forward_norm(x_BSD)
-        if isinstance(self.feed_forward, SwiGLU):
-            return x_BSD + self.feed_forward(h_BSD), None
-        y_TD, routing = self.feed_forward(h_BSD.flatten(0, 1))
-        return x_BSD + y_TD.view_as(x_BSD), routing
+class Features(NamedTuple):
+    hidden_BSD: Tensor  # after the last norm: what the head reads
+    routings: list[Routing]
 
 
 class Output(NamedTuple):
@@ -45,9 +34,10 @@ class Output(NamedTuple):
 
 
 class Loss(NamedTuple):
-    total: Tensor  # what to minimise: cross entropy, and the balance loss times the config's balance_weight
+    total: Tensor  # what to minimise: cross entropy, and the others times the config's weights
     cross_entropy: Tensor  # nats a token
-    routings: list[Routing]
+    routings: list[Routing]  # one a mixture layer, those of multi-token modules last
+    further: Tensor | None = None  # cross entropy of the multi-token modules, their mean
 
 
 class Transformer(nn.Module):
@@ -57,9 +47,10 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab, config.width)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.head = nn.Linear(config.width, config.vocab, bias=False)
+        self.mtp = nn.ModuleList(MTPModule(config) for _ in range(config.mtp_layers))
         self.initialise()
         self.tie()
 
@@ -80,92 +71,97 @@ class Transformer(nn.Module):
                 writes = name.endswith(("output.weight", "down_DI", "down_EDI"))
                 parameter.normal_(std=0.02 / (2 * self.config.layers) ** 0.5 if writes else 0.02)
 
-    def forward(self, tokens_BS: Int64[Tensor, "B S"], caches: list[KVCache] | None = None) -> Float[Tensor, "B S V"]:
+    def forward(self, tokens_BS: Int64[Tensor, "B S"], caches: list[Cache] | None = None) -> Float[Tensor, "B S V"]:
         """Logits of the next token at every position, in float32 or better. See `outputs`."""
         return self.outputs(tokens_BS, caches).logits_BSV
 
-    def outputs(self, tokens_BS: Int64[Tensor, "B S"], caches: list[KVCache] | None = None) -> Output:
+    def outputs(self, tokens_BS: Int64[Tensor, "B S"], caches: list[Cache] | None = None) -> Output:
         """Logits, and how each mixture layer routed. With caches (`new_caches`), tokens continue what they hold.
 
         Raises: ValueError when the sequence is longer than the config's context.
         """
-        c = self.config
+        features = self.features(tokens_BS, caches)
+        return Output(_wide(self.head(features.hidden_BSD)), features.routings)
+
+    def features(self, tokens_BS: Int64[Tensor, "B S"], caches: list[Cache] | None = None) -> Features:
+        """What the head reads, and how each mixture layer routed."""
         start = caches[0].length if caches else 0
         end = start + tokens_BS.shape[1]
-        if end > c.context:
-            raise ValueError(f"a sequence of {end} tokens is longer than the context of {c.context}")
-        positions_S = torch.arange(start, end, device=tokens_BS.device)
-        cos, sin = rope_table(positions_S, c.head_width, c.rope_theta, c.rope_scaling)
+        if end > self.config.context:
+            raise ValueError(f"a sequence of {end} tokens is longer than the context of {self.config.context}")
+        cos, sin = self.rope(torch.arange(start, end, device=tokens_BS.device))
         x_BSD = self.embedding(tokens_BS)
-        cos, sin = cos.to(x_BSD), sin.to(x_BSD)
         routings = []
         for i, block in enumerate(self.blocks):
             x_BSD, routing = block(x_BSD, cos, sin, caches[i] if caches else None)
             routings += [routing] if routing else []
-        logits_BSV = self.head(self.norm(x_BSD))
-        return Output(logits_BSV.to(torch.promote_types(logits_BSV.dtype, torch.float32)), routings)
+        return Features(self.norm(x_BSD), routings)
 
-    def new_caches(self, batch: int, length: int | None = None) -> list[KVCache]:
-        """Empty caches, one a layer, with room for `length` positions; the config's context by default."""
-        length = self.config.context if length is None else length
-        return [KVCache(self.config, batch, length, like=self.head.weight) for _ in self.blocks]
+    def rope(self, positions_S: Int64[Tensor, " S"]) -> tuple[Float[Tensor, "S P"], Float[Tensor, "S P"]]:
+        """Cosine and sine for these positions, in the dtype of the weights."""
+        c = self.config
+        cos, sin = rope_table(positions_S, c.rope_width, c.rope_theta, c.rope_scaling)
+        return cos.to(self.embedding.weight), sin.to(self.embedding.weight)
+
+    def new_caches(self, batch: int, length: int | None = None, form: str = "absorbed") -> list[Cache]:
+        """Empty caches, one a layer, with room for `length` positions; the config's context by default.
+
+        form: of latent attention, see `course.model.latent_attention`; other attention has only one.
+        """
+        return [self.new_cache(batch, length, form) for _ in self.blocks]
+
+    def new_cache(self, batch: int, length: int | None = None, form: str = "absorbed") -> Cache:
+        """An empty cache of one layer. Raises: ValueError for a form that does not exist."""
+        if form not in FORMS or (form == "expanded" and self.config.index_topk):
+            raise ValueError(
+                f"there is no cache of form {form!r}: choose one of {', '.join(FORMS)}; an indexer needs latents"
+            )
+        length, like = self.config.context if length is None else length, self.head.weight
+        if not self.config.latent or form == "expanded":
+            return KVCache(self.config, batch, length, like)
+        return LatentCache(self.config, batch, length, like, absorb=form == "absorbed")
+
+    def mixtures(self) -> Iterator[MoE]:
+        """The mixture layers, in the order of a loss's routings."""
+        return (module for module in self.modules() if isinstance(module, MoE))
 
     def loss(self, tokens_BS: Int64[Tensor, "B S"], targets_BS: Int64[Tensor, "B S"]) -> Loss:
-        """Cross entropy of the targets, and for a mixture the weighted balance loss, averaged over the layers."""
-        logits_BSV, routings = self.outputs(tokens_BS)
-        cross_entropy = F.cross_entropy(logits_BSV.flatten(0, 1), targets_BS.flatten())
-        if not routings:
-            return Loss(cross_entropy, cross_entropy, routings)
-        balance = torch.stack([balance_loss(r.probabilities_TE, r.indices_TK) for r in routings]).mean()
-        return Loss(cross_entropy + self.config.balance_weight * balance, cross_entropy, routings)
+        """Cross entropy of the targets; that of the multi-token modules, and the balance losses, as the config weighs them.
 
-    @torch.no_grad()
-    def generate(
-        self,
-        prompt_S: Int64[Tensor, " S"],
-        count: int,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        generator: torch.Generator | None = None,
-        ends: Collection[int] = (),
-    ) -> Iterator[int]:
-        """Yield up to `count` tokens that continue the prompt, one at a time; one of `ends` is yielded and is the last.
-
-        When the context is full it goes on from the later half of what it has seen. Raises: ValueError for an empty
-        prompt.
+        The balance losses are means over the layers.
         """
-        if not len(prompt_S):
-            raise ValueError("generation needs a prompt of at least one token")
-        seen = prompt_S.tolist()
-        context = self.config.context
-        room = min(context, len(seen) + count)
-        caches, new = self.new_caches(1, room), seen[-context:]
-        for _ in range(count):
-            if caches[0].length + len(new) > context:
-                caches, new = self.new_caches(1, room), seen[-(context // 2) :]
-            logits_V = self(torch.tensor([new], device=prompt_S.device), caches)[0, -1]
-            new = [sample(logits_V, temperature, top_p, generator)]
-            seen += new
-            yield new[0]
-            if new[0] in ends:
-                return
+        c, (hidden_BSD, routings) = self.config, self.features(tokens_BS)
+        cross_entropy = F.cross_entropy(_wide(self.head(hidden_BSD)).flatten(0, 1), targets_BS.flatten())
+        further, more = self._further(hidden_BSD, targets_BS) if self.mtp else (None, [])
+        total, routings = cross_entropy, routings + more
+        if further is not None:
+            total = total + c.mtp_weight * further
+        if routings and c.balance_weight:
+            balance = torch.stack([balance_loss(r.probabilities_TE, r.indices_TK) for r in routings]).mean()
+            total = total + c.balance_weight * balance
+        if routings and c.sequence_balance_weight:
+            sequences = torch.stack([_balance_of_sequences(r, len(tokens_BS), c.top_k) for r in routings]).mean()
+            total = total + c.sequence_balance_weight * sequences
+        return Loss(total, cross_entropy, routings, further)
+
+    def _further(self, hidden_BSD: Tensor, targets_BS: Tensor) -> tuple[Tensor, list[Routing]]:
+        """Cross entropy of each multi-token module, their mean (V3 report, equations 24 and 25). Module k reads the target
+        of k - 1 positions further on, and predicts that of k: of every window the last k positions have none."""
+        losses, routings = [], []
+        cos, sin = self.rope(torch.arange(targets_BS.shape[1], device=targets_BS.device))
+        for k, module in enumerate(self.mtp, start=1):
+            embedded_BSD, hidden_BSD = self.embedding(targets_BS[:, k - 1 : -1]), hidden_BSD[:, :-1]
+            hidden_BSD, routing = module(embedded_BSD, hidden_BSD, cos[:-k], sin[:-k])
+            routings += [routing] if routing else []
+            losses.append(F.cross_entropy(_wide(self.head(hidden_BSD)).flatten(0, 1), targets_BS[:, k:].flatten()))
+        return torch.stack(losses).mean(), routings
 
 
-def sample(
-    logits_V: Float[Tensor, " V"],
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    generator: torch.Generator | None = None,
-) -> int:
-    """Draw one token id. Temperature 0 is the largest logit.
+def _balance_of_sequences(routing: Routing, batch: int, k: int) -> Tensor:
+    """As the V3 report counts: the k largest scores, whatever bias and groups made of them."""
+    largest_TK = largest_k(routing.probabilities_TE.detach(), k)
+    return sequence_balance_loss(*(part.unflatten(0, (batch, -1)) for part in (routing.probabilities_TE, largest_TK)))
 
-    Nucleus sampling (Holtzman et al. 2020): keep the fewest tokens, most probable first, whose probabilities reach
-    top_p; always at least one.
-    """
-    if temperature == 0:
-        return int(logits_V.argmax())
-    probabilities_V, ids_V = (logits_V / temperature).softmax(-1).sort(descending=True, stable=True)
-    before_V = probabilities_V.cumsum(-1) - probabilities_V
-    probabilities_V = probabilities_V.masked_fill(before_V >= top_p, 0)
-    probabilities_V[0] = probabilities_V[0].clamp(min=1e-9)
-    return int(ids_V[torch.multinomial(probabilities_V, 1, generator=generator)])
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

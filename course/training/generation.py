@@ -2,16 +2,18 @@
 
 import json
 import math
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 import torch
 
-from course.model import Transformer, from_pretrained
+from course.model import Transformer, from_pretrained, generate, speculate
 from course.training.checkpoint import Checkpoint
 from course.training.errors import TrainingError
-from course.training.tokenizer import Tokenizer
+
+Tell = Callable[[str], None]
 
 
 def generate_command(
@@ -21,14 +23,18 @@ def generate_command(
     temperature: float = 0.8,
     top_p: float = 0.95,
     seed: int = 0,
+    tell: Tell | None = None,
 ) -> str:
     """The prompt and what the model makes of it. Without a prompt it starts a document of its own.
 
-    checkpoint: a run's folder, or its checkpoint.pt. Raises: TrainingError.
+    checkpoint: a run's folder, or its checkpoint.pt.
+    tell: speculate, and be told how many guesses were right; the text is that of temperature 0.
+    Raises: TrainingError.
     """
     _require(tokens, temperature, top_p)
     model, tokenizer = Checkpoint.read(checkpoint).load()
-    return write(model, tokenizer, prompt, tokens, temperature, top_p, seed)
+    start = [tokenizer.end, *tokenizer.encode(prompt)]
+    return tokenizer.decode(start + continued(model, start, tokens, temperature, top_p, seed, (), tell))
 
 
 def generate_open_command(
@@ -38,11 +44,13 @@ def generate_open_command(
     temperature: float = 0.8,
     top_p: float = 0.95,
     seed: int = 0,
+    tell: Tell | None = None,
 ) -> str:
     """The prompt and what open weights make of it, up to their end-of-text token.
 
     folder: config.json and safetensors, and tokenizer.json; without the last, prompt and text are token ids with blanks
     between them. Without a prompt it starts from the config's beginning-of-text token.
+    tell: as in `generate_command`.
     Raises: TrainingError, PretrainedError.
     """
     _require(tokens, temperature, top_p)
@@ -59,18 +67,31 @@ def generate_open_command(
         raise TrainingError(f"token id {wrong[0]} of the prompt is outside the model's vocabulary of {vocab:,}")
     ends = marks.get("eos_token_id")
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    generator = torch.Generator().manual_seed(seed)
-    new = [*model.generate(torch.tensor(ids), tokens, temperature, top_p, generator, ends)]
+    new = continued(model, ids, tokens, temperature, top_p, seed, ends, tell)
     return library.decode(ids + new) if library else " ".join(map(str, ids + new))
 
 
-def write(
-    model: Transformer, tokenizer: Tokenizer, prompt: str, tokens: int, temperature: float, top_p: float, seed: int
-) -> str:
-    """The prompt and its continuation, by a model of this course."""
-    start = torch.tensor([tokenizer.end, *tokenizer.encode(prompt)])
-    generator = torch.Generator().manual_seed(seed)
-    return tokenizer.decode([*start.tolist(), *model.generate(start, tokens, temperature, top_p, generator)])
+def continued(
+    model: Transformer,
+    start: list[int],
+    tokens: int,
+    temperature: float,
+    top_p: float,
+    seed: int,
+    ends: Collection[int] = (),
+    tell: Tell | None = None,
+) -> list[int]:
+    """The tokens that follow. Raises: TrainingError when asked to speculate with a model that cannot."""
+    if tell is None:
+        generator = torch.Generator().manual_seed(seed)
+        return [*generate(model, torch.tensor(start), tokens, temperature, top_p, generator, ends)]
+    if not model.mtp:
+        raise TrainingError("this model has no multi-token modules to guess with: write without --speculate")
+    rounds = [*speculate(model, torch.tensor(start), tokens, ends)]
+    new = [token for one in rounds for token in one.tokens]
+    right, guessed = sum(one.right for one in rounds), sum(one.guessed for one in rounds)
+    tell(f"{len(new)} tokens in {len(rounds)} rounds: {right} of {guessed} guesses were right")
+    return new
 
 
 def _require(tokens: int, temperature: float, top_p: float) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from course.model import Loss, ModelConfig, Routing, Transformer, balanced_over, expert_counts
+from course.model import Loss, ModelConfig, Routing, Transformer, balanced_over, bias_step, expert_counts
 from course.training import ranks
 from course.training.checkpoint import Checkpoint
 from course.training.data import Data, require_length, training_batch, validation_batches
@@ -160,6 +160,9 @@ def take_step(
     norm = whole(torch.nn.utils.clip_grad_norm_(model.parameters(), s.clip))
     optimizer.step()
     model.zero_grad()
+    counts_LE = _loads(measured.routings, config.experts)
+    if config.bias_rate and config.selection_bias:
+        _move_biases(model, counts_LE)
     elapsed = time.perf_counter() - started
     measure = step % s.evaluate_every == 0 or step in (1, s.steps)
     row = Row(
@@ -169,16 +172,30 @@ def take_step(
         loss=ranks.mean(measured.cross_entropy).item(),
         learning_rate=rate,
         gradient_norm=norm.item(),
-        max_violation=_max_violation(measured.routings, config.experts),
+        max_violation=_max_violation(counts_LE),
         validation=evaluate(model, data, s.evaluation_sequences) if measure else None,
     )
     return row, measured.routings
 
 
-def _max_violation(routings: list[Routing], experts: int) -> float | None:
-    """How much more than the mean load the busiest expert has, of all ranks' tokens; the mean over the layers."""
+def _loads(routings: list[Routing], experts: int) -> list[Tensor]:
+    """How many pairs each expert of each mixture layer received, of all ranks' tokens."""
     if not routings:
+        return []
+    counts_LE = torch.stack([expert_counts(routing.indices_TK, experts) for routing in routings])
+    return list(ranks.total(counts_LE))
+
+
+@torch.no_grad()
+def _move_biases(model: Transformer, counts_LE: list[Tensor]) -> None:
+    """The bias of every mixture layer, by the loads of the whole batch: the same on all ranks."""
+    for mixture, counts_E in zip(model.mixtures(), counts_LE, strict=True):
+        mixture.bias_E.copy_(bias_step(mixture.bias_E, counts_E, model.config.bias_rate))
+
+
+def _max_violation(counts_LE: list[Tensor]) -> float | None:
+    """How much more than the mean load the busiest expert has; the mean over the layers."""
+    if not counts_LE:
         return None
-    counts_LE = ranks.total(torch.stack([expert_counts(routing.indices_TK, experts) for routing in routings])).tolist()
-    violations = [max(counts_E) / (sum(counts_E) / experts) - 1 for counts_E in counts_LE]
+    violations = [max(counts_E) / (sum(counts_E) / len(counts_E)) - 1 for counts_E in map(Tensor.tolist, counts_LE)]
     return sum(violations) / len(violations)

@@ -14,7 +14,7 @@ def test_the_dense_twin_lacks_the_experts_alone():
 
 
 def test_an_unknown_preset_names_those_there_are():
-    with pytest.raises(ValueError, match="no preset 'huge'; choose one of: tiny-moe, tiny-dense"):
+    with pytest.raises(ValueError, match="no preset 'huge'; choose one of: tiny-dense, tiny-moe"):
         ModelConfig.preset("huge")
 
 
@@ -39,12 +39,33 @@ def test_a_head_is_as_wide_as_the_config_says_or_the_width_over_the_heads():
         ({"experts": 0}, "either mlp_width"),
         ({"head_dim": 5}, "the head width 5 must be even"),
         ({"rope_layout": "thirds"}, "rope_layout 'thirds' is none of half, interleaved"),
+        ({"dense_layers": 1}, "both with dense_layers"),
+        ({"gate": "tanh"}, "gate 'tanh' is none of softmax, sigmoid"),
+        ({"groups": 3}, "8 experts do not make 3 equal groups"),
+        ({"groups": 4, "top_groups": 5}, "top_groups 5 must lie between 1 and 4"),
+        ({"groups": 8, "top_groups": 1}, "1 groups have 1 experts, fewer than top_k 2"),
+        ({"kv_lora_rank": 8}, "needs qk_nope_head_dim"),
+        (
+            {"kv_lora_rank": 8, "qk_nope_head_dim": 4, "qk_rope_head_dim": 3, "v_head_dim": 4},
+            "head width 3 must be even",
+        ),
+        ({"index_topk": 8}, "only latent attention has an indexer"),
         ({"capacity_factor": 0.0}, "capacity_factor must be positive"),
     ],
 )
 def test_an_impossible_shape_is_refused_with_a_sentence(change, sentence):
     with pytest.raises(AssertionError, match=sentence):
         dataclasses.replace(PRESETS["tiny-moe"], **change)
+
+
+def test_the_twin_of_shared_experts_is_as_wide_as_all_that_a_token_meets():
+    moe = dataclasses.replace(PRESETS["tiny-moe"], shared_experts=2, gate="sigmoid", selection_bias=True, bias_rate=0.1)
+    assert moe.dense_twin() == dataclasses.replace(PRESETS["tiny-dense"], mlp_width=4 * 128)
+
+
+def test_the_twin_of_a_mixture_with_dense_layers_is_refused():
+    with pytest.raises(AssertionError, match="two widths"):
+        PRESETS["deepseek-v3"].dense_twin()
 
 
 def test_a_config_cannot_be_changed():

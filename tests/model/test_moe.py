@@ -17,7 +17,7 @@ def mixture(experts, top_k, width=16, expert_width=12, **settings):
 
 def mixtral_block(moe, experts):
     config = MixtralConfig(
-        hidden_size=16, intermediate_size=12, num_local_experts=experts, num_experts_per_tok=moe.top_k
+        hidden_size=16, intermediate_size=12, num_local_experts=experts, num_experts_per_tok=moe.config.top_k
     )
     config._experts_implementation = "eager"
     block = MixtralSparseMoeBlock(config)

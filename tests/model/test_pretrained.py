@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from course.model import (
     save_pretrained,
 )
 
+TINY_V3 = ModelConfig.preset("tiny-deepseek-v3")
 SIZES = {
     "vocab_size": 67,
     "hidden_size": 32,
@@ -138,7 +140,15 @@ def test_what_is_written_transformers_reads_and_so_do_we(config, tmp_path):
 @pytest.mark.parametrize(
     ("config", "sentence"),
     [
-        (ModelConfig.preset("tiny-moe"), "llama cannot express a mixture of experts"),
+        (
+            replace(TINY_V3, dense_layers=0, mlp_width=0, shared_experts=0),
+            "deepseek_v3 cannot express a mixture without shared",
+        ),
+        (replace(TINY_V3, selection_bias=False), "deepseek_v3 cannot express a choice without a selection bias"),
+        (replace(TINY_V3, group_best=1), "deepseek_v3 cannot express groups ranked in another way"),
+        (replace(ModelConfig.preset("tiny-moe"), shared_experts=1), "mixtral cannot express shared experts"),
+        (replace(ModelConfig.preset("tiny-moe"), gate="sigmoid"), "mixtral cannot express a sigmoid gate"),
+        (ModelConfig(mlp_width=8, qk_norm=True), "llama cannot express norms of queries and keys"),
         (ModelConfig(mlp_width=8, qkv_bias=True), "cannot express biases of queries, keys and values alone"),
         (ModelConfig(mlp_width=8, rope_layout="interleaved"), "cannot express interleaved RoPE"),
     ],
@@ -234,9 +244,12 @@ def test_a_tensor_that_the_index_places_in_the_wrong_shard_is_missing(tmp_path):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"model_type": "gpt2"}, "model type 'gpt2' is not supported; it must be llama"),
+        (
+            {"model_type": "gpt2"},
+            "model type 'gpt2' is not supported; it must be llama, mixtral, qwen3_moe, deepseek_v2",
+        ),
         ({"model_type": None}, "model type None is not supported"),
-        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported; it must be 'silu'"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported in model type llama; it must be 'silu'"),
         ({"mlp_bias": True}, "mlp_bias True is not supported"),
         ({"quantization_config": {"bits": 4}}, "quantization_config .* is not supported"),
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "RoPE type 'dynamic' is not supported"),

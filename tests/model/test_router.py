@@ -3,7 +3,17 @@ import torch
 from torch.autograd import gradcheck
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
-from course.model import balance_loss, expert_load, gate_probabilities, largest_k, softmax_topk_gate
+from course.model import (
+    ModelConfig,
+    balance_loss,
+    choose_experts,
+    expert_load,
+    gate_probabilities,
+    gate_scores,
+    largest_k,
+    limit_groups,
+    softmax_topk_gate,
+)
 
 
 def test_ties_go_to_the_lower_index():
@@ -99,3 +109,64 @@ def test_load_counts_pairs_and_names_the_worst_expert():
 def test_the_load_of_no_tokens_is_balanced():
     load = expert_load(torch.zeros(0, 2, dtype=torch.int64), 4)
     assert (load.counts_E.tolist(), load.idle, load.max_violation) == ([0] * 4, 4, 0.0)
+
+
+def v3(**settings):
+    return ModelConfig(
+        **{"experts": 8, "top_k": 2, "expert_width": 4, "gate": "sigmoid", "selection_bias": True, **settings}
+    )
+
+
+def test_a_sigmoid_gate_scores_each_expert_by_itself():
+    x_TD, gate_ED = torch.randn(5, 6), torch.randn(4, 6)
+    torch.testing.assert_close(gate_scores(x_TD, gate_ED, "sigmoid"), (x_TD @ gate_ED.T).sigmoid())
+    assert gate_scores(x_TD.bfloat16(), gate_ED.bfloat16(), "sigmoid").dtype == torch.float32
+
+
+def test_the_bias_moves_the_choice_and_not_the_weights():
+    scores_TE = torch.tensor([[0.9, 0.8, 0.1, 0.2, 0.1, 0.1, 0.1, 0.1]])
+    bias_E = torch.tensor([0.0, -1.0, 0.0, 0.6, 0.0, 0.0, 0.0, 0.0])
+    indices_TK, weights_TK = choose_experts(scores_TE, bias_E, v3(routed_scale=2.5))
+    assert indices_TK.tolist() == [[0, 3]]
+    torch.testing.assert_close(weights_TK, 2.5 * torch.tensor([[0.9, 0.2]]) / 1.1)
+    _, bare_TK = choose_experts(scores_TE, bias_E, v3(routed_scale=2.5, normalised=False))
+    torch.testing.assert_close(bare_TK, 2.5 * torch.tensor([[0.9, 0.2]]))
+
+
+def test_groups_are_ranked_by_the_sum_of_their_best_or_by_the_best_alone():
+    scores_TE = torch.tensor([[0.9, 0.1, 0.6, 0.5]])
+    closed = float("-inf")
+    assert limit_groups(scores_TE, 2, 1, best=1).tolist() == [[pytest.approx(0.9), pytest.approx(0.1), closed, closed]]
+    assert limit_groups(scores_TE, 2, 1, best=2).tolist() == [[closed, closed, pytest.approx(0.6), pytest.approx(0.5)]]
+    assert limit_groups(torch.zeros(1, 4), 2, 1, best=2).tolist() == [[0.0, 0.0, closed, closed]]
+
+
+def test_an_expert_of_a_closed_group_is_not_chosen_even_when_all_biased_scores_are_negative():
+    """Where implementations differ: DeepSeek-V2's code fills closed groups with zeros, which here would win."""
+    scores_TE = torch.tensor([[0.5, 0.4, 0.3, 0.2]])
+    config = v3(experts=4, groups=2, top_groups=1)
+    assert choose_experts(scores_TE, torch.full((4,), -2.0), config)[0].tolist() == [[0, 1]]
+    zeros_TE = limit_groups(scores_TE - 2, 2, 1, best=2).nan_to_num(neginf=0.0)
+    assert zeros_TE.topk(2).indices.min() >= 2
+
+
+def test_the_report_and_the_code_of_v3_rank_groups_alike_at_v3s_sizes_and_not_at_others():
+    """Where they differ: the report sums K / M scores of a group, M open groups; the code always two."""
+    torch.manual_seed(0)
+    scores_TE = torch.rand(500, 64)
+
+    def open_groups(top_groups, best):
+        return limit_groups(scores_TE, 8, top_groups, best) > float("-inf")
+
+    k = 8
+    assert torch.equal(open_groups(4, best=k // 4), open_groups(4, best=2))
+    differ = (open_groups(2, best=k // 2) != open_groups(2, best=2)).any(1).double().mean()
+    assert 0.3 < differ < 0.8
+
+
+def test_the_gradient_of_a_choice_reaches_the_scores_of_the_chosen_alone():
+    scores_TE = torch.rand(3, 8, requires_grad=True)
+    indices_TK, weights_TK = choose_experts(scores_TE, torch.randn(8), v3(groups=4, top_groups=2, normalised=False))
+    weights_TK.sum().backward()
+    reached_TE = torch.zeros(3, 8, dtype=torch.bool).scatter(1, indices_TK, True)
+    assert torch.equal(scores_TE.grad != 0, reached_TE)

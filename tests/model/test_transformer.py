@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
-from course.model import ModelConfig, Transformer, sample
+from course.model import ModelConfig, Transformer, generate, sample
 
 SMALL = ModelConfig(vocab=61, context=24, width=32, layers=2, heads=4, kv_heads=2, experts=5, top_k=2, expert_width=12)
 
@@ -85,26 +85,26 @@ def test_generating_with_a_cache_is_the_same_as_without():
     tokens = list(prompt)
     for _ in range(15):
         tokens.append(int(net(torch.tensor([tokens]))[0, -1].argmax()))
-    assert list(net.generate(torch.tensor(prompt), 15, temperature=0.0)) == tokens[4:]
+    assert list(generate(net, torch.tensor(prompt), 15, temperature=0.0)) == tokens[4:]
 
 
 @pytest.mark.parametrize("length", [1, 24, 40])
 def test_generation_goes_on_beyond_the_context(length):
-    tokens = list(model().generate(torch.arange(length), 60))
+    tokens = list(generate(model(), torch.arange(length), 60))
     assert len(tokens) == 60
     assert all(0 <= token < 61 for token in tokens)
 
 
 def test_the_same_seed_draws_the_same_tokens():
     def draw(seed):
-        return list(model().generate(torch.tensor([1]), 20, generator=torch.Generator().manual_seed(seed)))
+        return list(generate(model(), torch.tensor([1]), 20, generator=torch.Generator().manual_seed(seed)))
 
     assert draw(5) == draw(5) != draw(6)
 
 
 def test_an_empty_prompt_and_a_sequence_too_long_are_refused():
     with pytest.raises(ValueError, match="at least one token"):
-        next(model().generate(torch.zeros(0, dtype=torch.int64), 3))
+        next(generate(model(), torch.zeros(0, dtype=torch.int64), 3))
     with pytest.raises(ValueError, match="a sequence of 25 tokens is longer than the context of 24"):
         model()(torch.zeros(1, 25, dtype=torch.int64))
 

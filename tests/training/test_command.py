@@ -83,7 +83,7 @@ def test_a_time_limit_ends_with_text_and_can_be_resumed(text, tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
-        ({"preset": "huge"}, "no preset 'huge'; choose one of: tiny-moe, tiny-dense"),
+        ({"preset": "huge"}, "no preset 'huge'; choose one of: tiny-dense, tiny-moe"),
         ({"preset": "llama-3.1-405b"}, "llama-3.1-405b takes 6,494 GB to train, and this machine has"),
         ({"steps": 0}, "0 steps train nothing"),
         ({"seconds": 0.0}, "0.0 seconds train nothing"),

@@ -1,6 +1,8 @@
 """`course generate --model`: text from open weights."""
 
 import json
+import re
+from dataclasses import replace
 
 import pytest
 import tokenizers
@@ -94,3 +96,23 @@ def test_faults_are_sentences(folder, tmp_path):
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(TrainingError, match=r"tokenizer.json is not a tokenizer"):
         generate_open_command(folder, "1")
+
+
+@pytest.fixture
+def guessing(tmp_path):
+    torch.manual_seed(0)
+    model = Transformer(replace(ModelConfig.preset("tiny-deepseek-v3"), vocab=20, context=40, layers=2, mtp_layers=1))
+    save_pretrained(model, tmp_path / "guessing")
+    return tmp_path / "guessing"
+
+
+def test_speculation_writes_the_likeliest_text_and_tells_how_it_went(guessing):
+    told = []
+    text = generate_open_command(guessing, "1 2", tokens=15, tell=told.append)
+    assert text == generate_open_command(guessing, "1 2", tokens=15, temperature=0.0)
+    assert re.fullmatch(r"15 tokens in \d+ rounds: \d+ of \d+ guesses were right", told[0])
+
+
+def test_a_model_without_modules_cannot_speculate(folder):
+    with pytest.raises(TrainingError, match="no multi-token modules"):
+        generate_open_command(folder, "1", tokens=3, tell=print)

@@ -13,7 +13,7 @@ from functools import cache
 import pytest
 import torch
 
-from course.model import Transformer, balance_loss, balanced_over
+from course.model import ModelConfig, Transformer, balance_loss, balanced_over
 from course.training import ranks
 from course.training.checkpoint import Checkpoint
 from course.training.command import train_command
@@ -77,6 +77,9 @@ def ten(brief):
 def cases(small, ten):
     """By name: config, settings, sharding, the step after which rank 1 hears Ctrl-C, and the time limit."""
     dense, muon, bf16 = small.dense_twin(), replace(ten, optimizer="muon"), replace(ten, precision="bf16")
+    v3 = ModelConfig.preset("tiny-deepseek-v3")
+    tiny = {"vocab": 280, "context": 16, "width": 16, "layers": 2, "heads": 2, "mtp_layers": 1, "bias_rate": 0.01}
+    deepseek = replace(v3, **tiny, sequence_balance_weight=0.1, balance_weight=0.01)
     return {
         "dense": (dense, ten, "none", None, None),
         "dense, sharded": (dense, ten, "full", None, None),
@@ -84,6 +87,8 @@ def cases(small, ten):
         "mixture, sharded": (small, ten, "full", None, None),
         "muon": (small, muon, "none", None, None),
         "muon, sharded": (small, muon, "full", None, None),
+        "deepseek": (deepseek, ten, "none", None, None),
+        "deepseek, sharded": (deepseek, ten, "full", None, None),
         "bf16": (small, bf16, "none", None, None),
         "bf16, sharded": (small, bf16, "full", None, None),
         "capacity": (replace(small, capacity_factor=1.0), ten, "none", None, None),
@@ -148,7 +153,9 @@ def same(rows, wanted, rel=2e-6):
     )
 
 
-@pytest.mark.parametrize("name", ["dense", "dense, sharded", "mixture", "mixture, sharded", "few windows"])
+@pytest.mark.parametrize(
+    "name", ["dense", "dense, sharded", "mixture", "mixture, sharded", "deepseek", "deepseek, sharded", "few windows"]
+)
 def test_two_ranks_train_as_one_to_rounding(name, one, two):
     assert same(read_log(two[0] / name / "log.csv"), one(name))
 

@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from course.model import Transformer
+from course.model import ModelConfig, Transformer, expert_counts
 from course.model.rope import LinearScaling, Llama3Scaling, YarnScaling
 from course.training.checkpoint import NAME, Checkpoint
 from course.training.errors import TrainingError
@@ -189,3 +189,46 @@ def test_evaluation_is_the_mean_over_all_its_windows(small, sums):
     joined = torch.tensor(one_by_one).mean().item()
     windows = replace(sums, validation=sums.validation[:117])
     assert evaluate(model, windows, sequences=2) == pytest.approx(joined, rel=1e-5)
+
+
+def test_selection_biases_move_after_each_step_by_the_loads_of_the_batch(sums, brief):
+    config = replace(
+        ModelConfig.preset("tiny-deepseek-v3"),
+        vocab=280,
+        context=16,
+        width=16,
+        heads=2,
+        layers=3,
+        mtp_layers=1,
+        bias_rate=0.5,
+    )
+    loads = []
+    result = train(config, sums, replace(brief, steps=3), on_step=lambda row, routings: loads.append(routings))
+    assert len(loads[0]) == 3  # two mixture layers, and the module's
+    wanted = [torch.zeros(16) for _ in range(3)]
+    for routings in loads:
+        for layer, routing in enumerate(routings):
+            counts_E = expert_counts(routing.indices_TK, 16).double()
+            wanted[layer] += 0.5 * (counts_E.mean() - counts_E).sign().float()
+    biases = [mixture.bias_E for mixture in result.model.mixtures()]
+    assert all(map(torch.equal, biases, wanted))
+    assert any(bias_E.any() for bias_E in biases)
+
+
+def test_a_bias_balances_what_runs_unbalanced_without_it(sums, brief):
+    config = replace(
+        ModelConfig.preset("tiny-deepseek-v3"),
+        vocab=280,
+        context=16,
+        width=16,
+        heads=2,
+        layers=2,
+        sequence_balance_weight=0.0,
+    )
+    settings = replace(brief, steps=60, batch=8, evaluate_every=60)
+
+    def violation(rate):
+        rows = train(replace(config, bias_rate=rate), sums, settings).rows
+        return sum(row.max_violation for row in rows[-10:]) / 10
+
+    assert violation(0.01) < 0.7 * violation(0.0)
