@@ -66,6 +66,10 @@ def _adamw(parameters: Iterable[Tensor], settings: TrainSettings) -> torch.optim
     matrices = [parameter for parameter in parameters if parameter.ndim > 1]
     others = [parameter for parameter in parameters if parameter.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    if settings.expert_rate != 1.0:  # of stacked matrices, which only experts are
+        groups[0]["params"] = [parameter for parameter in matrices if parameter.ndim == 2]
+        experts = [parameter for parameter in matrices if parameter.ndim == 3]
+        groups.append({"params": experts, "weight_decay": settings.weight_decay, "scale": settings.expert_rate})
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.95), fused=True)
 
 

@@ -15,6 +15,7 @@ class TrainSettings:
     batch: int = 8  # sequences a step, each as long as the config's context; of all ranks together
     learning_rate: float = 3e-3  # at the end of the warm-up
     warmup: int = 50  # steps
+    expert_rate: float = 1.0  # the routed experts' learning rate, in multiples of the others'
     final: float = 0.1  # the last step's learning rate, as a fraction of the peak
     weight_decay: float = 0.1  # of matrices; norms have none
     clip: float = 1.0  # the largest norm of the gradient of all parameters together

@@ -151,7 +151,7 @@ def take_step(
     started = time.perf_counter()
     rate = learning_rate(step, s.steps, s.learning_rate, s.warmup, s.final)
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("scale", 1.0)
     windows = training_batch(data, config.context, s.batch, s.seed, step)
     inputs_BS, targets_BS = (ranks.part(window_BS).to(device) for window_BS in windows)
     with torch.autocast(device.type, torch.bfloat16, enabled=s.precision == "bf16"), balanced_over(ranks.mean):

@@ -232,3 +232,24 @@ def test_a_bias_balances_what_runs_unbalanced_without_it(sums, brief):
         return sum(row.max_violation for row in rows[-10:]) / 10
 
     assert violation(0.01) < 0.7 * violation(0.0)
+
+
+def test_experts_may_have_a_learning_rate_of_their_own(small, brief):
+    torch.manual_seed(0)
+    usual, scaled = Transformer(small), Transformer(small)
+    scaled.load_state_dict(usual.state_dict())
+    before = {name: p.detach().clone() for name, p in usual.named_parameters()}
+    for model, settings in ((usual, brief), (scaled, replace(brief, expert_rate=3.0))):
+        optimizer = adamw(model, replace(settings, weight_decay=0.0))
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * group.get("scale", 1.0)
+        torch.manual_seed(1)
+        for p in model.parameters():
+            p.grad = torch.randn_like(p)
+        optimizer.step()
+    moves = {
+        name: ((other - before[name]).abs().mean() / (p - before[name]).abs().mean()).item()
+        for (name, p), other in zip(usual.named_parameters(), scaled.parameters(), strict=True)
+    }
+    for name, ratio in moves.items():
+        assert ratio == pytest.approx(3.0 if "_E" in name and "gate_ED" not in name else 1.0, rel=1e-3), name
