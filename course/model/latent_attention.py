@@ -96,6 +96,8 @@ class LatentAttention(nn.Module):
         if c.index_topk:
             seen_BSN = self.indexer(x_BSD, latent_BSQ, cos_SP, sin_SP, cache)
         if isinstance(cache, LatentCache) and cache.absorb and self.absorbing_pays(S):
+            if S == 1 and seen_BSN is not None:  # one query reads what it sees, and nothing else
+                rows_BNL, seen_BSN = rows_BNL[seen_BSN[:, 0]].view(len(x_BSD), -1, rows_BNL.shape[-1]), None
             y_BHSV = self._absorbed(q_nope, q_rope, rows_BNL, seen_BSN)
         else:
             k_BHNC, v_BHNV = self.expand(rows_BNL)
