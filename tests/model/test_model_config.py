@@ -1,10 +1,12 @@
 import dataclasses
+import json
 import subprocess
 import sys
 
 import pytest
 
-from course.model import PRESETS, ModelConfig
+from course.model import PRESETS, ModelConfig, PretrainedError
+from course.model.hf_export import config_to_hf
 
 
 def test_the_dense_twin_lacks_the_experts_alone():
@@ -66,6 +68,31 @@ def test_the_twin_of_shared_experts_is_as_wide_as_all_that_a_token_meets():
 def test_the_twin_of_a_mixture_with_dense_layers_is_refused():
     with pytest.raises(AssertionError, match="two widths"):
         PRESETS["deepseek-v3"].dense_twin()
+
+
+TRAINING = {"balance_weight": 0.0, "sequence_balance_weight": 0.0, "bias_rate": 0.0}  # no published config says these
+NOT_PUBLISHED_SO = {"deepseek-moe-16b", "qwen2.5-72b", "tiny-deepseek-v3"}
+
+
+@pytest.mark.parametrize("name", sorted(set(PRESETS) - NOT_PUBLISHED_SO))
+def test_a_preset_is_what_its_published_config_describes(name, tmp_path):
+    raw = config_to_hf(PRESETS[name])
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    want = dataclasses.replace(PRESETS[name], **TRAINING)
+    for given in (raw, tmp_path, str(tmp_path / "config.json")):
+        assert dataclasses.replace(ModelConfig.from_hf(given), **TRAINING) == want
+
+
+def test_kimi_k2_is_a_deepseek_v3_under_another_name():
+    raw = config_to_hf(PRESETS["kimi-k2"]) | {"model_type": "kimi_k2"}
+    assert dataclasses.replace(ModelConfig.from_hf(raw), **TRAINING) == dataclasses.replace(
+        PRESETS["kimi-k2"], **TRAINING
+    )
+
+
+def test_a_config_that_is_not_there_is_told_in_a_sentence(tmp_path):
+    with pytest.raises(PretrainedError, match=r"has no config.json"):
+        ModelConfig.from_hf(tmp_path)
 
 
 def test_a_config_cannot_be_changed():
