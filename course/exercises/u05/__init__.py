@@ -1,0 +1,1 @@
+"""Unit 05, what DeepSeek changed in the mixture layer."""
