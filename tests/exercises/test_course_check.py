@@ -14,7 +14,7 @@ from course.checking.answer import source_of
 from course.cli import main
 from course.exercises import every
 
-SOME = ["05.2", "07.6"]
+SOME = ["05.9", "07.6"]
 
 
 @pytest.fixture
@@ -53,16 +53,16 @@ def test_right_answers_pass_and_are_recorded(lab, check):
         lab.answer(name, solved(name))
     code, rows, out, _ = check()
     assert code == 0
-    assert rows["05.2"] == "05.2 group-limited top-k 10 of 10 passed"
+    assert rows["05.9"] == "05.9 group-limited top-k 10 of 10 passed"
     assert "2 of 2 exercises passed, 20 of 20 points." in out
-    assert (lab.home / "answers" / "05.2.py").read_text().strip() == solved("05.2").strip()
+    assert (lab.home / "answers" / "05.9.py").read_text().strip() == solved("05.9").strip()
 
 
 def test_a_misconception_is_named_and_a_blank_answer_is_not_done_yet(lab, check):
     lab.answer("07.6", wrong("07.6"))
     code, rows, out, _ = check()
     assert code == 1
-    assert rows["05.2"].endswith("0 of 10 not done yet")
+    assert rows["05.9"].endswith("0 of 10 not done yet")
     assert every()["07.6"].misconceptions[0].says in rows["07.6"]
     assert "Case 1 (target_V=[" in rows["07.6"]
     assert "course hint 07.6" in out
@@ -76,60 +76,60 @@ def test_an_untouched_lab_is_told_without_running_it(lab, check):
 
 
 def test_a_cell_that_ends_the_process_costs_itself_only(lab, check):
-    lab.answer("05.2", f"# exercise 05.2\nimport os\nos._exit(0)\n{solved('05.2')}")
+    lab.answer("05.9", f"# exercise 05.9\nimport os\nos._exit(0)\n{solved('05.9')}")
     lab.answer("07.6", solved("07.6"))
     began = time.monotonic()
     _, rows, *_ = check()
     assert time.monotonic() - began < 30
-    assert rows["05.2"].endswith("The answer cell ended the Python process.")
+    assert rows["05.9"].endswith("The answer cell ended the Python process.")
     assert rows["07.6"].endswith("10 of 10 passed")
 
 
 @pytest.mark.slow
 def test_a_cell_that_never_ends_is_stopped(lab, check):
-    lab.answer("05.2", f"# exercise 05.2\nwhile True:\n    pass\n{solved('05.2')}")
+    lab.answer("05.9", f"# exercise 05.9\nwhile True:\n    pass\n{solved('05.9')}")
     lab.answer("07.6", solved("07.6"))
     began = time.monotonic()
     _, rows, *_ = check()
     assert time.monotonic() - began < 60
-    assert rows["05.2"].endswith("The answer cell did not end in time.")
+    assert rows["05.9"].endswith("The answer cell did not end in time.")
     assert rows["07.6"].endswith("10 of 10 passed")
 
 
 def test_a_cell_that_cannot_be_run_says_why(lab, check):
-    lab.answer("05.2", f"# exercise 05.2\n1 / 0\n{solved('05.2')}")
+    lab.answer("05.9", f"# exercise 05.9\n1 / 0\n{solved('05.9')}")
     lab.answer("07.6", f"# exercise 07.6\ndef (\n{solved('07.6')}")
     _, rows, *_ = check()
-    assert "The answer cell could not be run. ZeroDivisionError: division by zero" in rows["05.2"]
+    assert "The answer cell could not be run. ZeroDivisionError: division by zero" in rows["05.9"]
     assert "invalid syntax" in rows["07.6"]
 
 
 def test_a_forged_check_does_not_pass(lab, check):
-    forged = "class R:\n    def __repr__(self): return '05.2 group-limited top-k: passed, 10 points'\n"
-    lab.answer("05.2", f"# exercise 05.2\n{forged}check = lambda *_: R()\n{solved('05.2')}")
+    forged = "class R:\n    def __repr__(self): return '05.9 group-limited top-k: passed, 10 points'\n"
+    lab.answer("05.9", f"# exercise 05.9\n{forged}check = lambda *_: R()\n{solved('05.9')}")
     _, rows, *_ = check()
-    assert "0 of 10" in rows["05.2"]
+    assert "0 of 10" in rows["05.9"]
 
 
 def test_split_duplicated_edited_and_deleted_cells_are_each_told_in_a_sentence(lab, check):
-    head, _, tail = solved("05.2").partition("    ### BEGIN")
-    lab.answer("05.2", head)
-    lab.book["cells"].insert(3, cell("extra", "    ### BEGIN" + tail, ["exercise:05.2"]))
+    head, _, tail = solved("05.9").partition("    ### BEGIN")
+    lab.answer("05.9", head)
+    lab.book["cells"].insert(3, cell("extra", "    ### BEGIN" + tail, ["exercise:05.9"]))
     lab.book["cells"] = [c for c in lab.book["cells"] if "check:07.6" not in c["metadata"].get("tags", [])]
     code, rows, out, err = check()
     assert code == 1
-    assert "split" in rows["05.2"]
+    assert "split" in rows["05.9"]
     assert "The check cell of 07.6 is missing." in out
     assert err == ""
 
 
 def test_cleared_outputs_and_lost_tags_change_nothing(lab, check):
-    lab.answer("05.2", solved("05.2"))
+    lab.answer("05.9", solved("05.9"))
     for each in lab.book["cells"]:
         each |= {"outputs": [], "execution_count": None, "metadata": {}}
         del each["id"]
     _, rows, *_ = check()
-    assert rows["05.2"].endswith("10 of 10 passed")
+    assert rows["05.9"].endswith("10 of 10 passed")
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_a_lab_that_was_never_opened_names_the_command_that_opens_it(lab, capfd)
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.isdir("/proc"), reason="needs /proc to see what is left running")
 def test_ctrl_c_ends_it_in_one_line_and_leaves_no_kernel(lab):
-    lab.answer("05.2", f"# exercise 05.2\nimport time\ntime.sleep(9)\n{solved('05.2')}")
+    lab.answer("05.9", f"# exercise 05.9\nimport time\ntime.sleep(9)\n{solved('05.9')}")
     lab.save()
     process = subprocess.Popen(
         [sys.executable, "-m", "course", "check", "99"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

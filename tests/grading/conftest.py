@@ -64,7 +64,7 @@ def answer(exercise, function=None) -> str:
 def lab(pilots, tmp_path, monkeypatch):
     """A course whose only lab, 90, holds two of the pilots."""
     monkeypatch.setenv("COURSE_ROOT", str(tmp_path / "root"))
-    chosen = tuple(pilots[name] for name in ("05.2", "07.6"))
+    chosen = tuple(pilots[name] for name in ("05.9", "07.6"))
     save(tmp_path / "root" / "solutions" / "90_pilots.ipynb", book({e.id: answer(e) for e in chosen}))
     return Lab("90_pilots", chosen)
 
@@ -73,7 +73,7 @@ def lab(pilots, tmp_path, monkeypatch):
 def graded(pilots, workers, tmp_path):
     """Grade one answer, or one notebook, in the sandbox: the verdict, and the grade it is part of."""
 
-    def run(source: str | dict, name: str = "05.2"):
+    def run(source: str | dict, name: str = "05.9"):
         notebook = source if isinstance(source, dict) else book({name: source})
         grade = grade_one(Submission("ann", save(tmp_path / "ann.ipynb", notebook)), [pilots[name]], workers)
         return grade.verdicts[name], grade

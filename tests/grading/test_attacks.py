@@ -225,7 +225,7 @@ def test_a_right_answer_that_prints_much_passes_and_little_of_it_is_kept(graded)
 def test_answers_written_for_the_public_inputs_fail_on_secret_ones(pilots, graded):
     from course.checking.judge import PUBLIC_SEED, draw, run_reference
 
-    exercise = pilots["05.2"]
+    exercise = pilots["05.9"]
     drawn = [draw(exercise, PUBLIC_SEED, number) for number in range(exercise.cases)]
     known = [(i["scores_TE"].tolist(), run_reference(exercise.reference, i).tolist()) for i in drawn]
     body = f"    known = {known!r}\n    return next((torch.tensor(w) for s, w in known if s == scores_TE.tolist()), None)\n"
@@ -236,16 +236,16 @@ def test_answers_written_for_the_public_inputs_fail_on_secret_ones(pilots, grade
 
 def test_only_answer_cells_are_run(pilots, graded):
     trick = cell("get_ipython().input_transformers_post.append(lambda lines: ['pass\\n'])")
-    check = cell("print('05.2 group-limited top-k: passed, 10 points')", "check:05.2")
-    verdict, grade = graded(book({"05.2": HEAD + "    return None\n"}, trick, check))
+    check = cell("print('05.9 group-limited top-k: passed, 10 points')", "check:05.9")
+    verdict, grade = graded(book({"05.9": HEAD + "    return None\n"}, trick, check))
     assert verdict.status == "failed"
     assert grade.total == 0
-    assert grade.notes == ("The check cell of 05.2 was edited.",)
+    assert grade.notes == ("The check cell of 05.9 was edited.",)
 
 
 def test_a_worker_patched_from_inside_still_earns_only_what_is_right(pilots, graded):
     patch = "import sys\nsys.modules['course.checking.wire'].pack.__globals__['json'].dumps = lambda *a: '[]'\n"
-    verdict, grade = graded(patch + answer(pilots["05.2"]))
+    verdict, grade = graded(patch + answer(pilots["05.9"]))
     assert grade.total == 0
     assert grade.complete
     assert "reply" in (verdict.reason or verdict.failures[0].what)

@@ -23,7 +23,7 @@ def gradebook(out):
 
 def test_a_class_is_graded_and_one_broken_notebook_does_not_stop_it(lab, workers, tmp_path, out, capsys):
     right = {e.id: answer(e) for e in lab.exercises}
-    wrong = right | {"05.2": answer(lab.exercises[0], lab.exercises[0].misconceptions[0].answer)}
+    wrong = right | {"05.9": answer(lab.exercises[0], lab.exercises[0].misconceptions[0].answer)}
     folder = tmp_path / "class"
     (folder / "broken.ipynb").parent.mkdir()
     (folder / "broken.ipynb").write_text("{")
@@ -61,7 +61,7 @@ def test_a_grader_that_fails_on_one_submission_goes_on_and_says_so(lab, workers,
     for name, source in (("ann", "crash"), ("bob", "x = 1")):
         save(tmp_path / f"{name}.ipynb", book({e.id: source for e in lab.exercises}))
     assert grade_command("90", out, [tmp_path / "ann.ipynb", tmp_path / "bob.ipynb"]) == 1
-    assert "05.2 could not be graded: The grader failed (KeyError)." in gradebook(out)["ann"]["note"]
+    assert "05.9 could not be graded: The grader failed (KeyError)." in gradebook(out)["ann"]["note"]
     assert json.loads((out / "ann" / "results.json").read_text())["score"] == 0
     assert json.loads((out / "bob" / "results.json").read_text())["extra_data"]["complete"]
 

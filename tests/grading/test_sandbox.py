@@ -85,7 +85,7 @@ def test_a_course_that_lies_among_the_system_s_libraries_is_hidden(tmp_path, mon
 
 
 def test_without_isolation_answers_are_still_judged(pilots):
-    exercise = pilots["05.2"]
+    exercise = pilots["05.9"]
     with Workers(isolation=False, limits=SMALL, ahead=0) as plain:
         right = judge(exercise, answer(exercise), pilots, secret=True, start=lambda: plain.start(exercise))
         spy = f"import os\ndef {exercise.entry}(**_):\n    raise RuntimeError(sorted(os.environ))\n"
@@ -107,7 +107,7 @@ def test_what_every_exercise_gives_can_be_imported_in_the_sandbox(workers):
 def test_a_worker_that_does_not_come_up_is_the_graders_fault_and_not_the_students(pilots, monkeypatch):
     monkeypatch.setattr("course.grading.workers.isolated", lambda command, stage: ["false"])
     with Workers(ahead=0) as workers, pytest.raises(GradingError, match="No worker could be started"):
-        workers.start(pilots["05.2"])
+        workers.start(pilots["05.9"])
 
 
 def test_only_the_modules_that_are_given_are_staged(tmp_path):

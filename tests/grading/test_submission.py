@@ -86,26 +86,26 @@ def test_a_student_cannot_take_the_gradebooks_name(tmp_path):
 
 
 def test_a_link_is_not_followed(tmp_path):
-    other = save(tmp_path / "other" / "bob.ipynb", book({"05.2": "stolen"}))
+    other = save(tmp_path / "other" / "bob.ipynb", book({"05.9": "stolen"}))
     os.symlink(other, tmp_path / "ann.ipynb")
     (submission,) = submissions([tmp_path / "ann.ipynb"], LAB)
     with pytest.raises(NotebookError, match="is a link"):
-        answers(submission, ["05.2"])
+        answers(submission, ["05.9"])
 
 
 def test_a_pipe_is_not_opened(tmp_path):
     os.mkfifo(tmp_path / "ann.ipynb")
     (submission,) = submissions([tmp_path / "ann.ipynb"], LAB)
     with pytest.raises(NotebookError, match="no plain file"):
-        answers(submission, ["05.2"])
+        answers(submission, ["05.9"])
 
 
 def test_a_cell_of_a_hundred_thousand_lines_is_refused(tmp_path):
-    path = save(tmp_path / "ann.ipynb", book({"05.2": "0;" * 100_000}))
+    path = save(tmp_path / "ann.ipynb", book({"05.9": "0;" * 100_000}))
     with pytest.raises(NotebookError, match="100,000 characters"):
-        answers(Submission("ann", path), ["05.2"])
+        answers(Submission("ann", path), ["05.9"])
 
 
 def test_a_notebook_without_the_labs_cells_is_told(tmp_path):
-    notes = answers(Submission("ann", save(tmp_path / "ann.ipynb", book({"04.1": "x = 1"}))), ["05.2"]).notes
+    notes = answers(Submission("ann", save(tmp_path / "ann.ipynb", book({"04.1": "x = 1"}))), ["05.9"]).notes
     assert len(notes) == 1

@@ -32,17 +32,17 @@ import triton
 import triton.language as tl
 
 # %% [markdown]
-# ## 05.2 · Which experts, when only some groups are open
+# ## 05.9 · Which experts, when only some groups are open
 #
 # Experts stand in `groups` groups of equal size. A group ranks by the sum of its two best biased scores (by the only one,
 # where it has one expert). The `keep` best groups are open; from their experts take the `k` with the best biased
 # scores. Return their indices, `[T, k]` in int64, best first. Ties go to the lower index, for groups and for experts.
 #
-# **Exercise 05.2** · difficulty 3 of 5 · 25 minutes · 10 points · spine
+# **Exercise 05.9** · difficulty 3 of 5 · 25 minutes · 10 points · spine
 
 
-# %% tags=["exercise:05.2"]
-# exercise 05.2
+# %% tags=["exercise:05.9"]
+# exercise 05.9
 def group_limited_topk(scores_TE: Tensor, bias_E: Tensor, groups: int, keep: int, k: int) -> Tensor:
     """Pick k experts a token from the `keep` best of `groups` groups."""
     ### BEGIN SOLUTION
@@ -56,8 +56,8 @@ def group_limited_topk(scores_TE: Tensor, bias_E: Tensor, groups: int, keep: int
     ### END SOLUTION
 
 
-# %% tags=["check:05.2", "nbval-check-output"]
-check("05.2", group_limited_topk)
+# %% tags=["check:05.9", "nbval-check-output"]
+check("05.9", group_limited_topk)
 
 # %% [markdown]
 # ## 07.6 · Keep the drafted token, or replace it

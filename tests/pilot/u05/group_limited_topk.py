@@ -1,4 +1,4 @@
-"""05.2: which k experts a token uses when only the best groups are open to it (DeepSeek-V3 report, 2.1.2)."""
+"""05.9, a pilot of 05.2: which k experts a token uses when only the best groups are open to it (DeepSeek-V3 report, 2.1.2)."""
 
 import torch
 
@@ -100,7 +100,7 @@ def local_indices(scores_TE, bias_E, groups, keep, k):
 
 
 EXERCISE = Exercise(
-    id="05.2",
+    id="05.9",
     unit="05",
     title="group-limited top-k",
     entry="group_limited_topk",
