@@ -376,7 +376,7 @@ check("05.6", deepseek_moe)
 # %%
 from dataclasses import replace
 
-from course.model import ModelConfig, MoE, Routing, balance_loss, sequence_balance_loss
+from course.model import ModelConfig, MoE, Routing, balance_loss, gate_scores, sequence_balance_loss
 
 gate, groups_of, losses_of = mine("05.1"), mine("05.2"), mine("05.3")
 update, violation, layer_of = mine("05.4"), mine("05.5"), mine("05.6")
@@ -402,7 +402,7 @@ open_layer.load_state_dict(layer.state_dict())
 with torch.no_grad():
     routing = open_layer.route(x_TD)
     indices_TK, weights_TK = gate(x_TD, open_layer.gate_ED, open_layer.bias_E, c.top_k, c.routed_scale)
-    scores_BSE = (x_TD @ open_layer.gate_ED.T).sigmoid().view(4, 16, -1)
+    scores_BSE = gate_scores(x_TD, open_layer.gate_ED, c.gate).view(4, 16, -1)
 torch.testing.assert_close(indices_TK, routing.indices_TK)
 torch.testing.assert_close(weights_TK, routing.weights_TK)
 
@@ -424,7 +424,8 @@ print(f"your gate and your losses too; batch {in_batch:.3f}, four sequences of i
 # **Predict:** the picture below has a row for each expert and a column for each step. What will a row look like when its bias never moves, and what when your controller is at work?
 
 # %%
-from course.model import Transformer
+from course.model import Transformer, expert_counts
+from course.model.router import renormalised
 from course.training.data import load, training_batch
 
 data = load("code", vocab=512)
@@ -438,14 +439,14 @@ def routed_by_you(mixture):
     c = mixture.config
 
     def route(x_TD):
-        scores_TE = (x_TD @ mixture.gate_ED.T).sigmoid()
+        scores_TE = gate_scores(x_TD, mixture.gate_ED, c.gate)
         if c.groups == 1:
             indices_TK, weights_TK = gate(x_TD, mixture.gate_ED, mixture.bias_E, c.top_k, c.routed_scale)
         else:
             ranked_TE = scores_TE.detach() + mixture.bias_E
             indices_TK, _ = groups_of(ranked_TE, c.groups, c.top_groups, c.group_best, c.top_k)
-            chosen_TK = scores_TE.gather(1, indices_TK)
-            weights_TK = c.routed_scale * chosen_TK / chosen_TK.sum(dim=-1, keepdim=True)
+            weights_TK = c.routed_scale * renormalised(scores_TE, indices_TK)
+        assert weights_TK.requires_grad, "no gradient reaches the router: your gate leaves PyTorch (NumPy? tolist?)"
         return Routing(scores_TE / scores_TE.sum(dim=-1, keepdim=True), indices_TK, weights_TK, None)
 
     return route
@@ -467,12 +468,7 @@ def train(config, rate, steps=80):
         for tokens_BS, wanted_BS in zip(inputs_BS.chunk(2), targets_BS.chunk(2), strict=True):
             loss = model.loss(tokens_BS, wanted_BS)
             (loss.total / 2).backward()
-            parts.append(
-                torch.stack([r.indices_TK.flatten().bincount(minlength=config.experts) for r in loss.routings])
-            )
-        assert mixtures[0].gate_ED.grad.any(), (
-            "no gradient reaches the router: your gate leaves PyTorch (NumPy? tolist?)"
-        )
+            parts.append(torch.stack([expert_counts(r.indices_TK, config.experts) for r in loss.routings]))
         optimizer.step()
         optimizer.zero_grad()
         moved_LE = update(torch.stack([mixture.bias_E for mixture in mixtures]), torch.stack(parts), rate)
@@ -501,7 +497,7 @@ figure.colorbar(picture, ax=axes, label="load over the mean load", ticks=range(5
 plt.show()
 
 # %% [markdown]
-# *Figure: three panels, a row for each of the 16 experts of the last layer and a column for each step; dark is an idle expert, green the mean load and a little more, yellow four times the mean or more.*
+# *Figure: three panels, a row for each of the 16 experts of the last layer and a column for each step; dark purple is an idle expert, blue the mean load, green more than twice as much, yellow four times the mean or more.*
 #
 # And your measure, over the steps: for experts, and for four devices of four experts each.
 

@@ -51,7 +51,7 @@ def clear(biased_TE):
 
 def reference(x_TD, gate_ED, bias_E, k, scale):
     scores_TE = (x_TD.float() @ gate_ED.float().T).sigmoid()
-    indices_TK = (scores_TE + bias_E).sort(dim=-1, descending=True, stable=True).indices[:, :k]
+    indices_TK = (scores_TE + bias_E).sort(descending=True, stable=True).indices[:, :k]
     chosen_TK = scores_TE.gather(1, indices_TK)
     return indices_TK, scale * chosen_TK / chosen_TK.sum(dim=-1, keepdim=True)
 

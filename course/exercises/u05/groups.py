@@ -37,12 +37,12 @@ def inputs(rng, number):
 def reference(scores_TE, groups, top_groups, best, k):
     T, E = scores_TE.shape
     each = E // groups
-    sorted_TGe = scores_TE.view(T, groups, each).sort(dim=-1, descending=True).values
+    sorted_TGe = scores_TE.view(T, groups, each).sort(descending=True).values
     ranks_TG = sorted_TGe[..., :best].sum(dim=-1)
-    first_TM = ranks_TG.sort(dim=-1, descending=True, stable=True).indices[:, :top_groups]
+    first_TM = ranks_TG.sort(descending=True, stable=True).indices[:, :top_groups]
     open_TG = torch.zeros(T, groups, dtype=torch.bool).scatter(1, first_TM, True)
     masked_TE = scores_TE.masked_fill(~open_TG.repeat_interleave(each, dim=1), -torch.inf)
-    indices_TK = masked_TE.sort(dim=-1, descending=True, stable=True).indices[:, :k]
+    indices_TK = masked_TE.sort(descending=True, stable=True).indices[:, :k]
     met_TG = torch.zeros(T, groups, dtype=torch.int64).scatter(1, indices_TK // each, 1)
     return indices_TK, met_TG.sum(dim=-1)
 

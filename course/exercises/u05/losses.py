@@ -40,7 +40,7 @@ def inputs(rng, number):
 def reference(scores_BSE, real_BS, k):
     E = scores_BSE.shape[-1]
     real_BS1 = real_BS[..., None]
-    chosen_BSK = scores_BSE.sort(dim=-1, descending=True, stable=True).indices[..., :k]
+    chosen_BSK = scores_BSE.sort(descending=True, stable=True).indices[..., :k]
     counts_BE = (F.one_hot(chosen_BSK, E).sum(dim=2) * real_BS1).sum(dim=1)
     totals_BE = (scores_BSE / scores_BSE.sum(dim=-1, keepdim=True) * real_BS1).sum(dim=1)
     tokens_B = real_BS.sum(dim=1)

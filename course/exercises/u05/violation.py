@@ -18,8 +18,13 @@ def inputs(rng, number):
     if number < 2:
         counts_NLE = torch.tensor([[[8, 0, 0, 0]], [[0, 0, 8, 0]]])
         return {"counts_NLE": counts_NLE, "devices": [4, 2][number]}
-    if number < 2 + len(EDGES):
-        N, L, E, devices, mean, empty = EDGES[number - 2]
+    if number == 2:  # a single pair in a batch, and in a whole run
+        counts_NLE = torch.zeros(3, 2, 6, dtype=torch.int64)
+        counts_NLE[1, 0, rng.integers(6)] = 1
+        counts_NLE[[0, 2], 1, rng.integers(6)] = 1
+        return {"counts_NLE": counts_NLE, "devices": 3}
+    if number < 3 + len(EDGES):
+        N, L, E, devices, mean, empty = EDGES[number - 3]
     else:
         devices = int(rng.integers(1, 7))
         N, L, E = int(rng.integers(2, 7)), int(rng.integers(1, 5)), devices * int(rng.integers(1, 5))
@@ -34,7 +39,7 @@ def inputs(rng, number):
 def reference(counts_NLE, devices):
     N, L, E = counts_NLE.shape
     loads_NLG = counts_NLE.view(N, L, devices, E // devices).sum(dim=-1).double()
-    counted_NL = loads_NLG.sum(dim=-1) > 0
+    counted_NL = loads_NLG.any(dim=-1)
     each_NL = loads_NLG.amax(dim=-1) * devices / loads_NLG.sum(dim=-1).clamp(min=1) - 1
     batch_L = (each_NL * counted_NL).sum(dim=0) / counted_NL.sum(dim=0).clamp(min=1)
     total_LG = loads_NLG.sum(dim=0)
@@ -183,7 +188,7 @@ EXERCISE = Exercise(
     difficulty=2,
     spine=False,
     inputs=inputs,
-    cases=9,
+    cases=10,
     reference=reference,
     compare=same("the mean of the batches", "the whole run"),
     misconceptions=(
