@@ -419,7 +419,7 @@ print(f"your gate and your losses too; batch {in_batch:.3f}, four sequences of i
 # Now the preset is cut down to three layers, two of them mixtures of 16 experts in 4 groups, and reads Python. The course trains it; but **who goes where is decided by your functions**: each mixture's `route`
 # is replaced by one that calls your gate, or your groups where there are some. Each step is computed in two micro-batches; their counts go to your controller together.
 #
-# Three models of equal weights, and eighty steps each: biases that never move; your biases with the choice free; your biases with two of four groups open.
+# Three models that start from the same weights, eighty steps each: biases that never move; your biases with the choice free; your biases with two of four groups open.
 #
 # **Predict:** the picture below has a row for each expert and a column for each step. What will a row look like when its bias never moves, and what when your controller is at work?
 
@@ -526,7 +526,7 @@ for name, (counts_SNLE, _) in runs.items():
 #
 # - **The router runs away first.** All three start near balance and within a few steps send most tokens to a few experts. Nothing in the language loss objects. The biases can move by one step of 0.01 at a time only, so they need a while to catch up with
 #   the scores; then dark rows light up, one after the other. (Which ones, depends on the machine and on the text.)
-# - **It ends in a flicker, not in balance.** The violation of ten steps taken together lies well below that of a single step: an expert above the mean in one step is pushed below it in the next, and a thousand tokens also differ by chance.
+# - **It ends in a flicker, not in balance.** With your biases, the violation of ten steps taken together lies well below that of a single step: an expert above the mean in one step is pushed below it in the next, and a thousand tokens also differ by chance.
 # - **Devices are nearer to balance than experts** are: four experts on one device make up for each other a little. It is the device that the clock waits for.
 # - **The losses say little.** One seed, eighty steps: by the rule of 03.6 a difference between them is not resolved. What balance is for shows elsewhere, in the time of the slowest device and in the experts that learn nothing.
 #
