@@ -15,7 +15,7 @@ EDGES = [  # tokens, width, hidden, experts, shared, groups, top groups, best, k
     (9, 16, 4, 12, 1, 4, 2, 3, 4, 2.5, torch.bfloat16),
     (1, 4, 2, 8, 3, 1, 1, 2, 2, 16.0, torch.float32),
     (0, 4, 2, 4, 1, 2, 1, 2, 1, 2.5, torch.float32),
-    (64, 8, 2, 32, 1, 4, 2, 2, 4, 2.5, torch.bfloat16),  # enough choices for rounding to change some
+    (256, 8, 1, 64, 1, 8, 4, 2, 6, 2.5, torch.bfloat16),  # enough choices for rounding to change some
 ]
 
 
