@@ -7,7 +7,8 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
-CARRIED = "notebooks/*.ipynb", "labs/*.ipynb", "labs/*.md", "solutions/*.ipynb", "benchmarks/results/*.json"
+RECORDS = "benchmarks/results/*.json", "benchmarks/results/*/*"
+CARRIED = "notebooks/*.ipynb", "labs/*.ipynb", "labs/*.md", "solutions/*.ipynb", *RECORDS
 
 
 class WithNotebooks(build_py):

@@ -15,6 +15,7 @@ _LAZY = {
     "check": "course.exercises.notebook",
     "mine": "course.exercises.notebook",
     "recorded": "course.records",
+    "recorded_folder": "course.records",
 }
 
 

@@ -2,6 +2,7 @@
 
 import json
 import textwrap
+from pathlib import Path
 
 from course.authoring.places import root
 
@@ -13,14 +14,25 @@ def recorded(name: str) -> dict:
 
     Raises: ValueError where there is no such record, with those that there are.
     """
-    folder = root() / "benchmarks" / "results"
-    path = folder / f"{name}.json"
-    if not path.is_file():
-        known = ", ".join(sorted(path.stem for path in folder.glob("*.json"))) or "none here"
-        raise ValueError(f"there is no record {name!r}; there is {known}")
-    record = json.loads(path.read_text())
+    record = json.loads(_existing(f"{name}.json").read_text())
     machine = record["machine"]
     print(f"recorded: {record['command']}, {record['date']}, {machine['cores']} cores ({machine['cpu']})")
     if "rule" in record:
         print(textwrap.fill(record["rule"], WIDTH))
     return record
+
+
+def recorded_folder(name: str) -> Path:
+    """The folder `benchmarks/results/NAME`, of a record that is more than a JSON file.
+
+    Raises: ValueError where there is none, with the records that there are.
+    """
+    return _existing(name)
+
+
+def _existing(name: str) -> Path:
+    folder = root() / "benchmarks" / "results"
+    if not (folder / name).exists():
+        known = ", ".join(sorted(path.stem for path in folder.glob("*"))) or "none here"
+        raise ValueError(f"there is no record {name.removesuffix('.json')!r}; there is {known}")
+    return folder / name

@@ -45,3 +45,10 @@ def test_a_missing_record_is_answered_with_those_that_exist(results, there, said
         (results / f"{name}.json").write_text("{}")
     with pytest.raises(ValueError, match=said):
         course.recorded("y")
+
+
+def test_a_record_that_is_a_folder_is_found_by_its_name(results):
+    (results / "z").mkdir()
+    assert course.recorded_folder("z") == results / "z"
+    with pytest.raises(ValueError, match="there is no record 'w'; there is z"):
+        course.recorded_folder("w")
