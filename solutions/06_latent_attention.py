@@ -156,6 +156,9 @@ def grouped_attention(q_BHSC: Tensor, k_BGNC: Tensor, v_BGNV: Tensor, sink_H: Te
 # %% tags=["check:06.2", "nbval-check-output"]
 check("06.2", grouped_attention)
 
+# %%
+rope = mine("02.2")  # RoPE of lab 02: the next exercise may call it
+
 # %% [markdown]
 # ## 06.3 · Compress, cache, expand
 #
@@ -170,7 +173,7 @@ check("06.2", grouped_attention)
 #    the V rows that make its value. A head's key is `[nope | turned]`, the turned part the same for every head.
 #
 # When this cell is checked, `rope` of 02.2 is there for you to call, in the course's own version: `rope(x_BHSC, positions_S, theta, rotary, layout)` turns the first
-# `rotary` features of its last dimension. To have it here as well, begin your function with `rope = mine("02.2")`.
+# `rotary` features of its last dimension. The cell above makes it available in this notebook as well.
 #
 # The example is case 1. D = R = r = 2, two heads with O = V = 1, eps = 0 and theta = 10,000; x = `[3, 4]` is the only new position, and one row is cached:
 #
@@ -211,7 +214,6 @@ def compress_and_expand(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The cache after the new positions, and the keys and values of all heads that it stands for."""
     ### BEGIN SOLUTION
-    rope = mine("02.2")
     R, L = len(norm_R), len(kv_down_LD)
     new_BSL = F.linear(x_BSD, kv_down_LD)
     size_BS1 = (new_BSL[..., :R].square().mean(dim=-1, keepdim=True) + eps).sqrt()
@@ -483,7 +485,6 @@ check("06.7", yarn)
 
 # %%
 step, grouped, compress, scores, absorbed = (mine(f"06.{n}") for n in (1, 2, 3, 4, 5))
-rope = mine("02.2")
 
 B, N, D, H, R, O, V, r = 2, 12, 32, 4, 16, 8, 8, 4  # noqa: E741
 C, L, theta = O + r, R + r, 10_000.0
