@@ -125,8 +125,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/foreign_deepseek_v3"))
     parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--source", default="code", help='"code", "prose", or a text file or folder')
+    parser.add_argument("--work", type=Path, default=Path(".cache"), help="where the tokens are kept")
     options = parser.parse_args()
-    text = data.load("code", vocab=VOCAB, cache=Path(".cache"))
+    source = options.source if options.source in ("code", "prose") else Path(options.source)
+    text = data.load(source, VOCAB, options.work)
     started = time.perf_counter()
     model, rows = train(text, options.steps)
     seconds = time.perf_counter() - started
