@@ -486,12 +486,14 @@ for name, (_, losses) in runs.items():
 # %%
 import matplotlib.pyplot as plt
 
-figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), sharey=True, layout="constrained")
+plt.style.use("course.lesson")
+figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), sharey=True)
 for axis, (name, (counts_SNLE, _)) in zip(axes, runs.items(), strict=True):
     loads_SE = counts_SNLE.sum(dim=1)[:, -1].double()
     share_ES = (loads_SE / loads_SE.mean(dim=1, keepdim=True)).T
     picture = axis.imshow(share_ES, aspect="auto", cmap="viridis", vmin=0, vmax=4, interpolation="nearest")
     axis.set(title=name, xlabel="training step", xticks=range(0, len(loads_SE), 20))
+    axis.grid(visible=False)
 axes[0].set(ylabel="expert of the last layer", yticks=range(0, small.experts, 4))
 figure.colorbar(picture, ax=axes, label="load over the mean load", ticks=range(5), extend="max")
 plt.show()
@@ -502,7 +504,7 @@ plt.show()
 # And your measure, over the steps: for experts, and for four devices of four experts each.
 
 # %%
-figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharex=True, layout="constrained")
+figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharex=True)
 for axis, devices, what in zip(axes, (small.experts, 4), ("experts", "four devices"), strict=True):
     for name, (counts_SNLE, _) in runs.items():
         by_step = [violation(counts_NLE.sum(dim=0, keepdim=True), devices)[0].mean() for counts_NLE in counts_SNLE]

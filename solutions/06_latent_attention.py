@@ -413,8 +413,8 @@ check("06.6", cache_bytes)
 #
 # **Sharpness.** Over a longer context the softmax is made sharper. With $m(w) = 0.1\, w \ln(\mathrm{factor}) + 1$ there are two factors in DeepSeek's models, and it is easy to mix them up:
 #
-# - cosine and sine are multiplied by the **table factor** $m(\texttt{mscale}) / m(\texttt{mscale\_all\_dim})$. Only the turned features meet it;
-# - the **softmax scale** is $m(\texttt{mscale\_all\_dim})^2 / \sqrt{O + r}$, which all features meet.
+# - cosine and sine are multiplied by the **table factor** m(`mscale`) / m(`mscale_all_dim`). Only the turned features meet it;
+# - the **softmax scale** is m(`mscale_all_dim`)² / $\sqrt{O + r}$, which all features meet.
 #
 # DeepSeek-V3 has mscale = mscale_all_dim = 1, so that its table factor is 1 and hides many a mistake. `mscale_all_dim` = 0 is YaRN as published.
 #
