@@ -310,7 +310,7 @@ def absorbed(q_BHSC, latent_BNR, k_rope_BNr, layer, scale):
 # %%
 from course.model import LatentAttention
 
-tiny = replace(ModelConfig.preset("tiny-deepseek-v3"), context=256)
+tiny = replace(ModelConfig.preset("tiny-deepseek-v3"), context=256, kv_lora_rank=96)
 layer = LatentAttention(tiny).double()
 for matrix in (m.weight for m in layer.children() if isinstance(m, torch.nn.Linear)):
     torch.nn.init.normal_(matrix, std=0.2)  # scores of a trained model's size
