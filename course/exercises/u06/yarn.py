@@ -12,7 +12,7 @@ EDGES = [  # turned, nope, theta, factor, original context, beta fast, beta slow
     (64, 128, 10_000.0, 40.0, 4096, 32.0, 1.0, 0.8, 0.3, True),
     (64, 0, 150_000.0, 32.0, 4096, 32.0, 1.0, 1.0, 0.0, False),  # gpt-oss, YaRN as published
     (16, 32, 10_000.0, 8.0, 128, 32.0, 1.0, 0.5, 0.707, True),  # begins before the first pair
-    (12, 20, 100.0, 4.0, 131_072, 32.0, 1.0, 1.0, 0.5, True),  # ends far behind the last
+    (12, 20, 100.0, 4.0, 131_072, 4000.0, 1.0, 1.0, 0.5, True),  # ends far behind the last
     (32, 16, 10_000.0, 1.0, 2048, 16.0, 2.0, 0.6, 0.9, False),  # nothing is stretched
 ]
 
