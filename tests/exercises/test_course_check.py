@@ -14,7 +14,7 @@ from course.checking.answer import source_of
 from course.cli import main
 from course.exercises import every
 
-SOME = ["05.9", "07.6"]
+SOME = ["05.9", "07.9"]
 
 
 @pytest.fixture
@@ -59,13 +59,13 @@ def test_right_answers_pass_and_are_recorded(lab, check):
 
 
 def test_a_misconception_is_named_and_a_blank_answer_is_not_done_yet(lab, check):
-    lab.answer("07.6", wrong("07.6"))
+    lab.answer("07.9", wrong("07.9"))
     code, rows, out, _ = check()
     assert code == 1
     assert rows["05.9"].endswith("0 of 10 not done yet")
-    assert every()["07.6"].misconceptions[0].says in rows["07.6"]
-    assert "Case 1 (target_V=[" in rows["07.6"]
-    assert "course hint 07.6" in out
+    assert every()["07.9"].misconceptions[0].says in rows["07.9"]
+    assert "Case 1 (target_V=[" in rows["07.9"]
+    assert "course hint 07.9" in out
 
 
 def test_an_untouched_lab_is_told_without_running_it(lab, check):
@@ -77,31 +77,31 @@ def test_an_untouched_lab_is_told_without_running_it(lab, check):
 
 def test_a_cell_that_ends_the_process_costs_itself_only(lab, check):
     lab.answer("05.9", f"# exercise 05.9\nimport os\nos._exit(0)\n{solved('05.9')}")
-    lab.answer("07.6", solved("07.6"))
+    lab.answer("07.9", solved("07.9"))
     began = time.monotonic()
     _, rows, *_ = check()
     assert time.monotonic() - began < 30
     assert rows["05.9"].endswith("The answer cell ended the Python process.")
-    assert rows["07.6"].endswith("10 of 10 passed")
+    assert rows["07.9"].endswith("10 of 10 passed")
 
 
 @pytest.mark.slow
 def test_a_cell_that_never_ends_is_stopped(lab, check):
     lab.answer("05.9", f"# exercise 05.9\nwhile True:\n    pass\n{solved('05.9')}")
-    lab.answer("07.6", solved("07.6"))
+    lab.answer("07.9", solved("07.9"))
     began = time.monotonic()
     _, rows, *_ = check()
     assert time.monotonic() - began < 60
     assert rows["05.9"].endswith("The answer cell did not end in time.")
-    assert rows["07.6"].endswith("10 of 10 passed")
+    assert rows["07.9"].endswith("10 of 10 passed")
 
 
 def test_a_cell_that_cannot_be_run_says_why(lab, check):
     lab.answer("05.9", f"# exercise 05.9\n1 / 0\n{solved('05.9')}")
-    lab.answer("07.6", f"# exercise 07.6\ndef (\n{solved('07.6')}")
+    lab.answer("07.9", f"# exercise 07.9\ndef (\n{solved('07.9')}")
     _, rows, *_ = check()
     assert "The answer cell could not be run. ZeroDivisionError: division by zero" in rows["05.9"]
-    assert "invalid syntax" in rows["07.6"]
+    assert "invalid syntax" in rows["07.9"]
 
 
 def test_a_forged_check_does_not_pass(lab, check):
@@ -115,11 +115,11 @@ def test_split_duplicated_edited_and_deleted_cells_are_each_told_in_a_sentence(l
     head, _, tail = solved("05.9").partition("    ### BEGIN")
     lab.answer("05.9", head)
     lab.book["cells"].insert(3, cell("extra", "    ### BEGIN" + tail, ["exercise:05.9"]))
-    lab.book["cells"] = [c for c in lab.book["cells"] if "check:07.6" not in c["metadata"].get("tags", [])]
+    lab.book["cells"] = [c for c in lab.book["cells"] if "check:07.9" not in c["metadata"].get("tags", [])]
     code, rows, out, err = check()
     assert code == 1
     assert "split" in rows["05.9"]
-    assert "The check cell of 07.6 is missing." in out
+    assert "The check cell of 07.9 is missing." in out
     assert err == ""
 
 

@@ -11,7 +11,7 @@ from course.grading.gradebook import Grade, plain, write_gradebook, write_result
 
 @pytest.fixture
 def exercises(pilots):
-    return [pilots["05.9"], pilots["07.6"]]
+    return [pilots["05.9"], pilots["07.9"]]
 
 
 def verdict(exercise, status, **more):
@@ -28,7 +28,7 @@ def test_the_gradebook_has_a_row_a_student_and_a_column_an_exercise(tmp_path, ex
     grades = [Grade("ann", passed), Grade("bob", {}, ("bob.ipynb is empty.",), complete=False)]
     write_gradebook(tmp_path / "gradebook.csv", grades, exercises)
     assert rows(tmp_path / "gradebook.csv") == [
-        ["student", "total", "05.9", "07.6", "note"],
+        ["student", "total", "05.9", "07.9", "note"],
         ["ann", "20", "10", "10", ""],
         ["bob", "0", "0", "0", "bob.ipynb is empty."],
     ]
@@ -59,7 +59,7 @@ def test_results_are_in_gradescopes_form(tmp_path, exercises):
     ]
     assert "wanted 1, got 2" in results["tests"][1]["output"]
     assert results["tests"][1]["extra_data"] == {
-        "exercise": "07.6",
+        "exercise": "07.9",
         "verdict": "failed",
         "misconception": "inverted-ratio",
     }

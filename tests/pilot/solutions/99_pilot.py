@@ -60,18 +60,18 @@ def group_limited_topk(scores_TE: Tensor, bias_E: Tensor, groups: int, keep: int
 check("05.9", group_limited_topk)
 
 # %% [markdown]
-# ## 07.6 · Keep the drafted token, or replace it
+# ## 07.9 · Keep the drafted token, or replace it
 #
 # A small model drafted tokens from the distribution `draft_V`; the big model wants `target_V`. Decide for each of the
 # `N` drafted tokens: keep it, or emit another, so that what comes out follows the target and as many drafts as possible
 # are kept. `uniforms_N2` holds two uniform random numbers a token: one for each thing that is left to chance. Return the
 # tokens, `[N]` in int64.
 #
-# **Exercise 07.6** · difficulty 3 of 5 · 25 minutes · 10 points
+# **Exercise 07.9** · difficulty 3 of 5 · 25 minutes · 10 points
 
 
-# %% tags=["exercise:07.6"]
-# exercise 07.6
+# %% tags=["exercise:07.9"]
+# exercise 07.9
 def accept_or_resample(target_V: Tensor, draft_V: Tensor, drafted_N: Tensor, uniforms_N2: Tensor) -> Tensor:
     """Tokens that follow the target, as many of them drafted as can be."""
     ### BEGIN SOLUTION
@@ -83,8 +83,8 @@ def accept_or_resample(target_V: Tensor, draft_V: Tensor, drafted_N: Tensor, uni
     ### END SOLUTION
 
 
-# %% tags=["check:07.6", "nbval-check-output"]
-check("07.6", accept_or_resample)
+# %% tags=["check:07.9", "nbval-check-output"]
+check("07.9", accept_or_resample)
 
 # %% [markdown]
 # ## 10.1 · RMSNorm in one kernel

@@ -1,4 +1,4 @@
-"""07.6: keep a drafted token or replace it, so that what comes out follows the target (Leviathan et al. 2023, 2.3)."""
+"""07.9: keep a drafted token or replace it, so that what comes out follows the target (Leviathan et al. 2023, 2.3)."""
 
 import torch
 import torch.nn.functional as F
@@ -114,7 +114,7 @@ def ignores_the_draft(target_V, draft_V, drafted_N, uniforms_N2):
 
 
 EXERCISE = Exercise(
-    id="07.6",
+    id="07.9",
     unit="07",
     title="speculative acceptance",
     entry="accept_or_resample",
