@@ -9,6 +9,7 @@ STRANGERS = [
     "model.layers.0.self_attn.k_proj.weight",
     "model.layers.1.mlp.experts.0.gate_proj.bias",
     "visual.patch_embed.weight",
+    "encoder.layers.1.mlp.gate.weight",
     "model.layers.1.enorm.weight",
     "model.layers.2.mlp.router.weight",
     "model.layers.1.self_attn.rotary_emb.cos",

@@ -11,6 +11,7 @@ EDGES = [  # rows, vocabulary, temperature, top_p, what is special
     (3, 6, 0.0, 0.9, "ties"),
     (4, 5, 1.0, 1.0, ""),
     (3, 6, 1.5, 1.0, "forbidden"),
+    (3, 9, 0.2, 1.0, ""),  # small probabilities, which rounding loses beside the large ones
     (3, 8, 0.7, 0.9, "forbidden"),
     (2, 12, 2.5, 0.3, ""),
     (3, 7, 1.0, 0.05, ""),  # one token is enough
@@ -57,7 +58,6 @@ def reference(logits_BV, temperature, top_p, uniform_B):
     p_BV, ids_BV = (logits_BV / temperature).softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
     before_BV = p_BV.cumsum(dim=-1) - p_BV
     kept_BV = ((before_BV < top_p) | (top_p >= 1)) & (p_BV > 0)
-    kept_BV[:, 0] = True
     p_BV = p_BV * kept_BV
     edges_BV = p_BV.cumsum(dim=-1) / p_BV.sum(dim=-1, keepdim=True)
     kept_B = kept_BV.sum(dim=-1)
@@ -113,7 +113,6 @@ def one_too_many(logits_BV, temperature, top_p, uniform_B):
     p_BV, ids_BV = (logits_BV / temperature).softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
     before_BV = p_BV.cumsum(dim=-1) - p_BV
     kept_BV = ((before_BV - p_BV.roll(1, -1) < top_p) | (top_p >= 1)) & (p_BV > 0)
-    kept_BV[:, 0] = True
     p_BV = p_BV * kept_BV
     edges_BV = p_BV.cumsum(dim=-1) / p_BV.sum(dim=-1, keepdim=True)
     kept_B = kept_BV.sum(dim=-1)
@@ -128,7 +127,6 @@ def not_renormalised(logits_BV, temperature, top_p, uniform_B):
     p_BV, ids_BV = (logits_BV / temperature).softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
     before_BV = p_BV.cumsum(dim=-1) - p_BV
     kept_BV = ((before_BV < top_p) | (top_p >= 1)) & (p_BV > 0)
-    kept_BV[:, 0] = True
     p_BV = p_BV * kept_BV
     edges_BV = p_BV.cumsum(dim=-1)
     kept_B = kept_BV.sum(dim=-1)
@@ -143,7 +141,6 @@ def temperature_multiplies(logits_BV, temperature, top_p, uniform_B):
     p_BV, ids_BV = (logits_BV * temperature).softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
     before_BV = p_BV.cumsum(dim=-1) - p_BV
     kept_BV = ((before_BV < top_p) | (top_p >= 1)) & (p_BV > 0)
-    kept_BV[:, 0] = True
     p_BV = p_BV * kept_BV
     edges_BV = p_BV.cumsum(dim=-1) / p_BV.sum(dim=-1, keepdim=True)
     kept_B = kept_BV.sum(dim=-1)
@@ -182,7 +179,6 @@ def places_for_ids(logits_BV, temperature, top_p, uniform_B):
     p_BV = (logits_BV / temperature).softmax(dim=-1).sort(dim=-1, descending=True, stable=True).values
     before_BV = p_BV.cumsum(dim=-1) - p_BV
     kept_BV = ((before_BV < top_p) | (top_p >= 1)) & (p_BV > 0)
-    kept_BV[:, 0] = True
     p_BV = p_BV * kept_BV
     edges_BV = p_BV.cumsum(dim=-1) / p_BV.sum(dim=-1, keepdim=True)
     kept_B = kept_BV.sum(dim=-1)
@@ -196,7 +192,6 @@ def threshold(logits_BV, temperature, top_p, uniform_B):
         return ranked_BV[:, 0], torch.ones(len(logits_BV), dtype=torch.int64)
     p_BV, ids_BV = (logits_BV / temperature).softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
     kept_BV = (p_BV >= (1 - top_p) * p_BV[:, :1]) & (p_BV > 0)
-    kept_BV[:, 0] = True
     p_BV = p_BV * kept_BV
     edges_BV = p_BV.cumsum(dim=-1) / p_BV.sum(dim=-1, keepdim=True)
     kept_B = kept_BV.sum(dim=-1)
@@ -218,7 +213,20 @@ def forbidden_counted(logits_BV, temperature, top_p, uniform_B):
     p_BV, ids_BV = (logits_BV / temperature).softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
     before_BV = p_BV.cumsum(dim=-1) - p_BV
     kept_BV = (before_BV < top_p) | (top_p >= 1)
-    kept_BV[:, 0] = True
+    p_BV = p_BV * kept_BV
+    edges_BV = p_BV.cumsum(dim=-1) / p_BV.sum(dim=-1, keepdim=True)
+    kept_B = kept_BV.sum(dim=-1)
+    place_B = torch.minimum((edges_BV <= uniform_B[:, None]).sum(dim=-1), kept_B - 1)
+    return ids_BV.gather(1, place_B[:, None])[:, 0], kept_B
+
+
+def rounded_away(logits_BV, temperature, top_p, uniform_B):
+    if temperature == 0:
+        ranked_BV = logits_BV.sort(dim=-1, descending=True, stable=True).indices
+        return ranked_BV[:, 0], torch.ones(len(logits_BV), dtype=torch.int64)
+    p_BV, ids_BV = (logits_BV / temperature).softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
+    before_BV = p_BV.cumsum(dim=-1) - p_BV
+    kept_BV = (before_BV < top_p) & (p_BV > 0)
     p_BV = p_BV * kept_BV
     edges_BV = p_BV.cumsum(dim=-1) / p_BV.sum(dim=-1, keepdim=True)
     kept_B = kept_BV.sum(dim=-1)
@@ -230,11 +238,10 @@ def temperature_zero_divides(logits_BV, temperature, top_p, uniform_B):
     p_BV, ids_BV = (logits_BV / temperature).softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
     before_BV = p_BV.cumsum(dim=-1) - p_BV
     kept_BV = ((before_BV < top_p) | (top_p >= 1)) & (p_BV > 0)
-    kept_BV[:, 0] = True
     p_BV = p_BV * kept_BV
     edges_BV = p_BV.cumsum(dim=-1) / p_BV.sum(dim=-1, keepdim=True)
     kept_B = kept_BV.sum(dim=-1)
-    place_B = torch.minimum((edges_BV <= uniform_B[:, None]).sum(dim=-1), kept_B - 1)
+    place_B = torch.minimum((edges_BV <= uniform_B[:, None]).sum(dim=-1), (kept_B - 1).clamp(min=0))
     return ids_BV.gather(1, place_B[:, None])[:, 0], kept_B
 
 
@@ -245,7 +252,6 @@ def same_cut_for_all(logits_BV, temperature, top_p, uniform_B):
     p_BV, ids_BV = (logits_BV / temperature).softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
     before_BV = p_BV.cumsum(dim=-1) - p_BV
     kept_BV = ((before_BV < top_p) | (top_p >= 1)) & (p_BV > 0)
-    kept_BV[:, 0] = True
     kept_BV = kept_BV.any(dim=0, keepdim=True) & (p_BV > 0)
     p_BV = p_BV * kept_BV
     edges_BV = p_BV.cumsum(dim=-1) / p_BV.sum(dim=-1, keepdim=True)
@@ -264,7 +270,7 @@ EXERCISE = Exercise(
     difficulty=3,
     spine=False,
     inputs=inputs,
-    cases=12,
+    cases=13,
     reference=reference,
     compare=same("ids", "kept"),
     misconceptions=(
@@ -322,6 +328,12 @@ EXERCISE = Exercise(
             "forbidden-counted",
             forbidden_counted,
             "It looks like tokens of probability 0 counted as kept. With top_p = 1 too they stay out.",
+        ),
+        Misconception(
+            "rounded-away",
+            rounded_away,
+            "It looks like tokens lost to rounding: the sum reaches 1 before the last ones. With top_p = 1 all of "
+            "a probability above 0 stay.",
         ),
         Misconception(
             "temperature-zero",
