@@ -246,7 +246,7 @@ check("07.3", unpack_experts)
 #
 # Turn codes back into weights. The weight in row $n$ and column $m$ is
 #
-# $$w_{n,m} = \mathrm{number}(\mathrm{code}_{n,m}) \cdot \texttt{scale\_inv}\Bigl[\bigl\lfloor n / \textit{block}_0 \bigr\rfloor, \bigl\lfloor m / \textit{block}_1 \bigr\rfloor\Bigr]$$
+# $$w_{n,m} = \mathrm{number}(\mathrm{code}_{n,m}) \cdot s_{\lfloor n / b_0 \rfloor,\ \lfloor m / b_1 \rfloor} \qquad s = \text{scale inv}, \quad b = \text{block}$$
 #
 # - The name in the checkpoints is `weight_scale_inv`, and in spite of it the scale is **multiplied**. (It is the inverse of what the weights were multiplied with to become codes.)
 # - Blocks start at row 0 and column 0; the last ones may be cut short. `block` is `[rows, columns]` and need not be square.
@@ -649,7 +649,7 @@ with torch.no_grad():
         print(f"blocks of {block!s:10s} {in_fp8:.4f} nats, logits {off:.1%} off, {size / was:.2f} of the bytes in BF16")
 
 # %% [markdown]
-# Half the bytes, logits off by a few percent, and a loss that hardly moves. With matrices as small as these, smaller blocks gain little: blocks are there for outliers, and this model has none to speak of (unit 13).
+# Half the bytes, logits off by a few percent, and a loss that hardly moves. Smaller blocks gain little: as the lesson showed, a floating format forgives much before it needs a scale nearby (unit 13 goes on from here).
 #
 # ## It guesses
 #
@@ -687,9 +687,8 @@ for number in range(120):
     optimizer.step()
     optimizer.zero_grad()
     history.append(total.item())
-print(
-    f"loss two tokens ahead: {history[0]:.2f} at first, {sum(history[-20:]) / 20:.2f} now (an even guess: {math.log(c['vocab_size']):.2f})"
-)
+now, even = sum(history[-20:]) / 20, math.log(c["vocab_size"])
+print(f"loss two tokens ahead: {history[0]:.2f} at first, {now:.2f} now; an even guess has {even:.2f}")
 
 # %% [markdown]
 # Now it may guess for the large one, and **your acceptance** of 07.6 decides. A round is one run of the model over what is there and one guess. Two ways: greedy, where both distributions put everything on their first choice; and drawn, at temperature 1.
