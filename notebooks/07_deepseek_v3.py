@@ -292,7 +292,7 @@ for axis in axes:
 plt.show()
 
 # %% [markdown]
-# *Figure: fourteen mistakes, the smallest in the logits first. Left, how much each changes the loss, from less than a thousandth of a nat to several nats; green for changes under 0.02, orange over 0.5. Right, how far the logits move; the dashed line is the
+# *Figure: fourteen mistakes, the largest in the logits at the top. Left, how much each changes the loss, from less than a thousandth of a nat to several nats; green for changes under 0.02, orange over 0.5. Right, how far the logits move; the dashed line is the
 # tolerance of our comparison, and every mistake lies far to the right of it.*
 #
 # Three kinds. A loud one, orange, breaks the text at once, and everybody finds it. Those in the middle write a little worse, and who has no right version to compare with thinks that this is what the model can do. And the **silent** ones, green: nobody hears them in the

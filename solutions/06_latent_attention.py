@@ -58,7 +58,7 @@ from torch import Tensor
 # The new position is stored first, then seen along with the others: its query sees `min(length + 1, M)` slots. **Slots that were never written hold anything**:
 # zeros, old numbers, or NaN, and 0 · NaN is NaN. What comes out must not depend on them; in the caches that you return they stay as they were.
 #
-# Scores are divided by $\sqrt{C}$. Keys are turned already, so the order of the slots does not matter to the softmax.
+# Scores are divided by $\sqrt{C}$ and may be far from zero. Keys are turned already, so the order of the slots does not matter to the softmax.
 #
 # The example is case 1. One head, C = V = 1, M = 3; `-` is NaN:
 #
@@ -122,7 +122,7 @@ check("06.1", cache_step)
 # The example is case 1. H = 4, G = 2, one position, all features one wide, q = 0 and k = 1, so every score is 0. Values 10 and 20, sinks `[0, ln 3, 0, ln 3]`: the weights are
 # 1/2, 1/4, 1/2, 1/4, and the results `[5, 2.5, 10, 5]`.
 #
-# The point of sharing is that nothing is copied: functions that repeat or tile are out of bounds.
+# The point of sharing is that nothing is copied: `repeat`, `repeat_interleave` and `tile` are refused. (`expand` copies nothing and is fine.)
 #
 # | | shape |
 # |---|---|
@@ -244,7 +244,7 @@ check("06.3", compress_and_expand)
 # $(a \cos - b \sin,\ a \sin + b \cos)$ with `cos_TP[p, i]` and `sin_TP[p, i]`.
 #
 # And the sequences come as a server sees them. `positions_BN` says where each *column* stands in its sequence. Shorter sequences are padded on the left, with position **-1**;
-# positions rise along a row, and may jump where tokens were thrown away. The S queries are the last S columns. A query sees the keys whose position is not -1 and not after its own; all other
+# behind the padding positions rise from column to column, and may jump where tokens were thrown away. The S queries are the last S columns. A query sees the keys whose position is not -1 and not after its own; all other
 # scores are **minus infinity**. A query that is padding itself sees nothing.
 #
 # The example is case 1. One head, O = 1, r = 2, two positions, 0 and 1, and a table that makes a quarter turn a position. The one query, at position 1, is
@@ -257,7 +257,7 @@ check("06.3", compress_and_expand)
 # | `k_nope_BHNO` | `[B, H, N, O]` float32 | N is at least S |
 # | `k_rope_BNr` | `[B, N, r]` float32 | one for all heads |
 # | `positions_BN` | `[B, N]` int64 | -1 for padding |
-# | `cos_TP`, `sin_TP` | `[T, P]` float32 | of the positions 0 to T - 1; r = 2P |
+# | `cos_TP`, `sin_TP` | `[T, P]` float32 | of the positions 0 to T - 1, all that occur and maybe more; r = 2P |
 # | returns | `[B, H, S, N]` float32 | scores, before the softmax |
 #
 # **Exercise 06.4** · difficulty 3 of 5 · 20 minutes · 10 points
@@ -305,8 +305,8 @@ check("06.4", decoupled_scores)
 # Compute exactly what attention on expanded keys and values gives: softmax of $q \cdot k / \sqrt{O + r}$ times values, with keys and values as in 06.3 (`kv_up_FR` head by
 # head, nope key rows before value rows; a row is `[latent | turned key]`, normed and turned already). Queries are `[nope | rope]`, turned already. The S queries are the last of the N positions: query $s$ sees the rows 0 to N - S + s.
 #
-# All is **float64** here, and the result has to agree to nine digits: this is algebra, not an approximation. And one case has 70,000 rows and an absurdly wide key, which no one can
-# expand: 4.6 GB in float64, more than the check lets an answer have.
+# All is **float64** here, and the result has to agree to nine digits: this is algebra, not an approximation. And one case has 70,000 rows, an absurdly wide key and as wide a value, which no one can
+# expand: 4.6 GB each in float64, more than the check lets an answer have.
 #
 # The example is case 1. One head, R = 2, r = 1, O = V = 1; the query, divided by $\sqrt 2$ already, is `[2 | 1]`; the key matrix is `[1, 0]`, the value matrix `[3, 5]`; the
 # rows are `[1, 0 | 1]` and `[0, 1 | 3]`. Against the latents the query is `[2, 0]`, the scores are 2 + 1 = 3 and 0 + 3 = 3, the mixed latent is `[0.5, 0.5]` and the result 4.
@@ -346,8 +346,8 @@ check("06.5", absorbed_attention)
 # %% [markdown]
 # ## 06.6 · What a token costs
 #
-# Now the price, for real models, out of their `config.json`: by how many bytes does the cache of all layers grow with one token? Twice: in the whole model, each number counted once
-# on however many GPUs it lies; and on one GPU, when `gpus` of them share one copy of the model by heads (tensor parallelism).
+# Now the price, for real models, out of their `config.json`: by how many bytes does the cache of all layers grow with one token? Twice: in the whole model (copies on several GPUs count once);
+# and on one GPU, when `gpus` of them share one copy of the model by heads (tensor parallelism).
 #
 # | key of the config | |
 # |---|---|
@@ -358,7 +358,7 @@ check("06.5", absorbed_attention)
 # | `head_dim` | features of a key, and of a value; where it is missing, D / H |
 # | `kv_lora_rank` | R; only latent attention has it. Then `num_key_value_heads` says nothing about the cache |
 # | `qk_rope_head_dim` | r, the shared turned key of latent attention |
-# | `index_head_dim` | width of an indexer's key, one a token and layer, cached beside a latent row; may be missing |
+# | `index_head_dim` | width of an indexer's key, one a token and layer, cached beside a latent row; may be missing, and is where there is no latent |
 #
 # Other keys may be there and do not matter.
 #
@@ -408,7 +408,7 @@ check("06.6", cache_bytes)
 # $$\mathrm{pair}(\beta) = P \cdot \frac{\ln\bigl(\mathrm{original\ context} / (2\pi\beta)\bigr)}{\ln \theta} \qquad \mathit{first} = \mathrm{pair}(\beta_{fast}), \quad \mathit{last} = \mathrm{pair}(\beta_{slow})$$
 #
 # 1. With `truncate`, `first` is rounded down and `last` is rounded up. Without, they stay fractions.
-# 2. Then `first` is at least 0 and `last` at most r - 1 = 2P - 1 (not P - 1: so the models' own code has it). After that `first` is below `last`.
+# 2. Then `first` is at least 0 and `last` at most r - 1 = 2P - 1 (not P - 1: so the models' own code has it). (In every case `first` is then below `last`; nothing has to be done about it.)
 # 3. $\mathit{slow}_i = (i - \mathit{first}) / (\mathit{last} - \mathit{first})$, limited to 0 and 1, is the share of the slowed speed.
 #
 # **Sharpness.** Over a longer context the softmax is made sharper. With $m(w) = 0.1\, w \ln(\mathrm{factor}) + 1$ there are two factors in DeepSeek's models, and it is easy to mix them up:

@@ -54,6 +54,7 @@ from torch import Tensor
 # - The mean is over all counted positions of the batch, each with the same weight. (The report divides by the whole length instead, a small difference.)
 # - A module with no counted position has loss 0. It is still one of the M.
 # - Logits may be bfloat16: widen them before the softmax. Logits at positions that do not count are there, and mean nothing.
+# - The last cells of this lab train with your loss, so stay in PyTorch: a gradient has to find its way back.
 #
 # The example is case 1. One sequence with the tokens `0 1 1 0 1`, of the documents `3 3 3 3 8`, two modules, weight 0.3:
 #
@@ -126,7 +127,7 @@ check("07.1", mtp_loss)
 #
 # Three rules more:
 #
-# - A name that ends in `_scale_inv` holds the scales of the weight whose name stands before that ending: its place is the weight's place with `.scale` behind it.
+# - A name that ends in `_scale_inv` holds the scales of the weight whose name stands before that ending: its place is the weight's place with `.scale` behind it. (The scales of a weight that is left out, or unknown, are so too.)
 # - Two kinds of tensors are **left out**: a module's copies of what the main model has (`embed_tokens.weight` and `shared_head.head.weight`, in a module only), and whatever ends in `rotary_emb.inv_freq`, which follows from the config.
 # - Everything else is **unknown**. A loader must not drop a tensor in silence: return these names, in the order in which they came.
 #
@@ -213,7 +214,7 @@ check("07.2", map_names)
 # | `prefix` | string, such as `model.layers.3.mlp.experts` |
 # | returns | dict: name to matrix |
 #
-# **Exercise 07.3** · difficulty 2 of 5 · 15 minutes · 5 points
+# **Exercise 07.3** · difficulty 2 of 5 · 10 minutes · 5 points
 
 
 # %% tags=["exercise:07.3"]
@@ -288,7 +289,7 @@ check("07.4", dequantise)
 #
 # 1. Divide the logits by the temperature; softmax over the vocabulary.
 # 2. Order the tokens of a row by probability, largest first; of equal ones the lower id comes first.
-# 3. Keep tokens from the front until their sum **reaches** `top_p`: the one that reaches it is kept, and the first always is. With `top_p` = 1 all stay. A token of probability 0 (logit minus infinity) is never kept.
+# 3. Keep tokens from the front until their sum **reaches** `top_p`: the one that reaches it is kept, and the first always is. With `top_p` = 1 all of a probability above 0 stay, also where rounding makes the sum 1 before the last. A token of probability 0 (logit minus infinity) is never kept.
 # 4. Divide what was kept by its sum, and draw by the given number $u$ from 0 to 1: add up from the front, **in the order of step 2**, and take the first token with which the sum is above $u$.
 #
 # With temperature 0 take the largest logit, of equal ones the lower id, and say that 1 was kept.

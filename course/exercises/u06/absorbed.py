@@ -10,7 +10,7 @@ EDGES = [  # batch, heads, queries, positions, latent, turned, nope, value
     (1, 3, 2, 6, 8, 4, 5, 3),
     (2, 1, 1, 5, 4, 2, 3, 7),
     (1, 4, 4, 9, 5, 2, 5, 5),  # as wide as the latent: transposed matrices fit
-    (1, 1, 1, 70_000, 6, 4, 8192, 3),  # keys would take 4.6 GB
+    (1, 1, 1, 70_000, 6, 4, 8192, 8192),  # keys, or values, would take 4.6 GB
 ]
 
 
@@ -27,9 +27,14 @@ def inputs(rng, number):
     else:
         B, H, S, R, O, V = (int(n) for n in rng.integers((1, 1, 1, 2, 2, 1), (4, 5, 5, 9, 9, 9)))  # noqa: E741
         N, P2 = S + int(rng.integers(0, 8)), 2 * int(rng.integers(1, 4))
+    if number == len(EDGES) + 1:
+        B, H, S, N, R, P2, O, V = 1, 2, 2, 4, 3, 2, 3, 2  # noqa: E741
     shapes = ((B, H, S, O + P2), (B, N, R + P2), (H * (O + V), R))
     q, rows, up = (torch.tensor(rng.normal(size=shape)) for shape in shapes)
-    return {"q_BHSC": 1.5 * q, "rows_BNL": rows, "kv_up_FR": up, "nope": O}
+    q = 1.5 * q
+    if number == len(EDGES) + 1:  # all scores far below zero
+        q[..., -1], rows[..., -1] = -40_000.0, 1.0
+    return {"q_BHSC": q, "rows_BNL": rows, "kv_up_FR": up, "nope": O}
 
 
 def reference(q_BHSC, rows_BNL, kv_up_FR, nope):
@@ -167,6 +172,17 @@ def in_float32(q_BHSC, rows_BNL, kv_up_FR, nope):
     return (scores_BHSN.softmax(dim=-1) @ rows_BNL[:, None, :, :R] @ value_HVR.mT).double()
 
 
+def not_scaled(q_BHSC, rows_BNL, kv_up_FR, nope):
+    (H, S, _), N, R = q_BHSC.shape[1:], rows_BNL.shape[1], kv_up_FR.shape[1]
+    key_HOR, value_HVR = kv_up_FR.view(H, -1, R).tensor_split([nope], dim=1)
+    q_BHSL = torch.cat([q_BHSC[..., :nope] @ key_HOR, q_BHSC[..., nope:]], dim=-1)
+    scores_BHSN = q_BHSL @ rows_BNL[:, None].mT
+    hidden_SN = torch.ones(S, N, dtype=torch.bool).triu(N - S + 1)
+    weights_BHSN = scores_BHSN.masked_fill(hidden_SN, float("-inf")).softmax(dim=-1)
+    mixed_BHSR = weights_BHSN @ rows_BNL[:, None, :, :R]
+    return mixed_BHSR @ value_HVR.mT
+
+
 EXERCISE = Exercise(
     id="06.5",
     unit="06",
@@ -177,7 +193,7 @@ EXERCISE = Exercise(
     difficulty=4,
     spine=True,
     inputs=inputs,
-    cases=9,
+    cases=10,
     reference=reference,
     compare=same("the result", rtol=1e-9),
     misconceptions=(
@@ -239,6 +255,11 @@ EXERCISE = Exercise(
             "in-float32",
             in_float32,
             "It looks like float32 on the way. The inputs are float64, and so is everything between.",
+        ),
+        Misconception(
+            "not-scaled",
+            not_scaled,
+            "It looks like scores that are not divided. Divide by the root of O + r.",
         ),
     ),
     alternatives=(head_by_head, as_one_kv_head),

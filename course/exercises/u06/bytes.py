@@ -19,6 +19,8 @@ QWEN3_4B = {
 }
 DEEPSEEK_V3 = {
     "num_hidden_layers": 61,
+    "num_nextn_predict_layers": 1,
+    "first_k_dense_replace": 3,
     "hidden_size": 7168,
     "num_attention_heads": 128,
     "num_key_value_heads": 128,

@@ -251,6 +251,38 @@ def blind_to_itself(q_BHSC, k_nope_BHNO, k_rope_BNr, positions_BN, cos_TP, sin_T
     return scores_BHSN.masked_fill(~seen, float("-inf"))
 
 
+def not_scaled(q_BHSC, k_nope_BHNO, k_rope_BNr, positions_BN, cos_TP, sin_TP):
+    def turned(x, positions_B1N):
+        even, odd = x[..., 0::2], x[..., 1::2]
+        cos, sin = cos_TP[positions_B1N], sin_TP[positions_B1N]
+        return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
+
+    S, O = q_BHSC.shape[2], k_nope_BHNO.shape[-1]  # noqa: E741
+    at_B1S = positions_BN[:, None, -S:]
+    q_rope = turned(q_BHSC[..., O:], at_B1S)
+    k_rope = turned(k_rope_BNr[:, None], positions_BN[:, None])
+    scores_BHSN = q_BHSC[..., :O] @ k_nope_BHNO.mT + q_rope @ k_rope.mT
+    key_at = positions_BN[:, None, None]
+    seen = (key_at >= 0) & (key_at <= at_B1S[..., None])
+    return scores_BHSN.masked_fill(~seen, float("-inf"))
+
+
+def sees_later_positions(q_BHSC, k_nope_BHNO, k_rope_BNr, positions_BN, cos_TP, sin_TP):
+    def turned(x, positions_B1N):
+        even, odd = x[..., 0::2], x[..., 1::2]
+        cos, sin = cos_TP[positions_B1N], sin_TP[positions_B1N]
+        return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
+
+    (S, C), O = q_BHSC.shape[2:], k_nope_BHNO.shape[-1]  # noqa: E741
+    at_B1S = positions_BN[:, None, -S:]
+    q_rope = turned(q_BHSC[..., O:], at_B1S)
+    k_rope = turned(k_rope_BNr[:, None], positions_BN[:, None])
+    scores_BHSN = (q_BHSC[..., :O] @ k_nope_BHNO.mT + q_rope @ k_rope.mT) / C**0.5
+    key_at = positions_BN[:, None, None]
+    seen = (key_at >= 0).expand(-1, -1, S, -1)
+    return scores_BHSN.masked_fill(~seen, float("-inf"))
+
+
 EXERCISE = Exercise(
     id="06.4",
     unit="06",
@@ -329,6 +361,16 @@ EXERCISE = Exercise(
             "blind-to-itself",
             blind_to_itself,
             "It looks like queries that do not see their own position. A key is seen up to and including the query's.",
+        ),
+        Misconception(
+            "not-scaled",
+            not_scaled,
+            "It looks like scores that are not divided. Divide by the root of O + r.",
+        ),
+        Misconception(
+            "sees-the-future",
+            sees_later_positions,
+            "It looks like queries that see what comes after them. A key's position may not be above the query's own.",
         ),
     ),
     alternatives=(one_long_key,),

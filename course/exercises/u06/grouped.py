@@ -24,6 +24,8 @@ def inputs(rng, number):
             "v_BGNV": torch.tensor([10.0, 20.0]).view(1, 2, 1, 1),
             "sink_H": torch.tensor([0.0, math.log(3), 0.0, math.log(3)]),
         }
+    if len(EDGES) < number <= len(EDGES) + 3:
+        return far_from_zero(rng, [-16384.0, 512.0, -512.0][number - len(EDGES) - 1])
     if number <= len(EDGES):
         B, H, G, S, N, C, V, size = EDGES[number - 1]
     else:
@@ -32,6 +34,20 @@ def inputs(rng, number):
     shapes = ((B, H, S, C), (B, G, N, C), (B, G, N, V), (H,))
     q, k, v, sink = (torch.tensor(rng.normal(size=shape), dtype=torch.float32) for shape in shapes)
     return {"q_BHSC": 1.5 * size * q, "k_BGNC": k, "v_BGNV": v, "sink_H": (size * 1.5) ** 0.5 * sink}
+
+
+def far_from_zero(rng, base):
+    """Scores and sinks that all lie near `base`: a little apart near 512, far apart near -16,384, where rounding would show."""
+    q, k, v, sink = (
+        torch.tensor(rng.integers(-4, 5, size=shape) / 4, dtype=torch.float32)
+        for shape in ((1, 4, 3, 16), (1, 2, 5, 16), (1, 2, 5, 3), (4,))
+    )
+    if abs(base) > 1000:
+        q, k, sink = 0 * q, 0 * k, 32 + 64 * torch.tensor([-3.0, 0.0, 1.0, 5.0])
+        q[..., 1] = torch.tensor([8.0, -8.0, 8.0, -8.0])[:, None]
+        k[..., 1] = 32 * torch.stack([torch.tensor(rng.permutation(5)) for _ in range(2)])
+    q[..., 0], k[..., 0] = base / 2, 8.0  # their product over sqrt(16) is the base
+    return {"q_BHSC": q, "k_BGNC": k, "v_BGNV": v, "sink_H": base + sink}
 
 
 def reference(q_BHSC, k_BGNC, v_BGNV, sink_H):
@@ -167,6 +183,17 @@ def overflows(q_BHSC, k_BGNC, v_BGNV, sink_H):
     return torch.einsum("bgrsn,bgnv->bgrsv", parts_BGRSN / total_BGRS1, v_BGNV).flatten(1, 2)
 
 
+def not_scaled(q_BHSC, k_BGNC, v_BGNV, sink_H):
+    (B, H, S, _), (G, N) = q_BHSC.shape, k_BGNC.shape[1:3]
+    q_BGRSC = q_BHSC.unflatten(1, (G, H // G))
+    scores_BGRSN = torch.einsum("bgrsc,bgnc->bgrsn", q_BGRSC, k_BGNC)
+    hidden_SN = torch.ones(S, N, dtype=torch.bool).triu(N - S + 1)
+    scores_BGRSN = scores_BGRSN.masked_fill(hidden_SN, float("-inf"))
+    sink_BGRS1 = sink_H.view(1, G, H // G, 1, 1).expand(B, -1, -1, S, -1)
+    weights_BGRSN = torch.cat([scores_BGRSN, sink_BGRS1], dim=-1).softmax(dim=-1)[..., :N]
+    return torch.einsum("bgrsn,bgnv->bgrsv", weights_BGRSN, v_BGNV).flatten(1, 2)
+
+
 EXERCISE = Exercise(
     id="06.2",
     unit="06",
@@ -177,7 +204,7 @@ EXERCISE = Exercise(
     difficulty=3,
     spine=False,
     inputs=inputs,
-    cases=8,
+    cases=11,
     reference=reference,
     compare=same("the result", rtol=1e-4),
     misconceptions=(
@@ -244,6 +271,11 @@ EXERCISE = Exercise(
             overflows,
             "It looks like exponentials of the scores as they are: they overflow. Take the largest away first, or let "
             "softmax do it.",
+        ),
+        Misconception(
+            "not-scaled",
+            not_scaled,
+            "It looks like scores that are not divided by the root of C. The sink is not, the scores are.",
         ),
     ),
     alternatives=(head_by_head, a_key_of_nothing),

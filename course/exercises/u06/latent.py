@@ -27,7 +27,10 @@ def inputs(rng, number):
             "theta": 10_000.0,
             "eps": 0.0,
         }
-    if number <= len(EDGES):
+    tiny = number == len(EDGES) + 1  # latents so small that an epsilon of one's own shows
+    if tiny:
+        B, S, M, D, R, P2, H, O, V, eps = 1, 2, 1, 5, 4, 2, 2, 3, 2, 0.0  # noqa: E741
+    elif number <= len(EDGES):
         B, S, M, D, R, P2, H, O, V, eps = EDGES[number - 1]  # noqa: E741
     else:
         B, S, M, D, R = (int(rng.integers(low, high)) for low, high in ((1, 4), (1, 5), (0, 5), (3, 12), (2, 9)))
@@ -37,6 +40,8 @@ def inputs(rng, number):
     shapes = ((B, S, D), (R + P2, D), (R,), (H * (O + V), R))
     x, down, norm, up = (torch.tensor(rng.normal(size=shape), dtype=torch.float32) for shape in shapes)
     cached = torch.tensor(cached, dtype=torch.float32)
+    if tiny:
+        down = down / 1024
     return {
         "x_BSD": x, "cached_BNL": cached, "kv_down_LD": down, "norm_R": 1 + norm / 4, "kv_up_FR": up, "heads": H,
         "nope": O, "theta": float(rng.choice([100.0, 10_000.0])), "eps": eps,
@@ -232,7 +237,7 @@ EXERCISE = Exercise(
     difficulty=3,
     spine=False,
     inputs=inputs,
-    cases=7,
+    cases=8,
     reference=reference,
     compare=same("rows", "keys", "values"),
     misconceptions=(

@@ -323,6 +323,40 @@ def scale_of_the_turned(
     return speeds_P, table / softmax, softmax**2 / rope_width**0.5
 
 
+def betas_exchanged(
+    rope_width, nope_width, theta, factor, original_context, beta_fast, beta_slow, mscale, mscale_all_dim, truncate
+):
+    P = rope_width // 2
+    first, last = (
+        P * math.log(original_context / (2 * math.pi * turns)) / math.log(theta) for turns in (beta_slow, beta_fast)
+    )
+    if truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, rope_width - 1)
+    speeds_P = theta ** (-torch.arange(P) / P)
+    slow_P = ((torch.arange(P) - first) / (last - first)).clamp(0, 1)
+    speeds_P = slow_P * speeds_P / factor + (1 - slow_P) * speeds_P
+    table, softmax = (0.1 * weight * math.log(factor) + 1 for weight in (mscale, mscale_all_dim))
+    return speeds_P, table / softmax, softmax**2 / (rope_width + nope_width) ** 0.5
+
+
+def table_inverted(
+    rope_width, nope_width, theta, factor, original_context, beta_fast, beta_slow, mscale, mscale_all_dim, truncate
+):
+    P = rope_width // 2
+    first, last = (
+        P * math.log(original_context / (2 * math.pi * turns)) / math.log(theta) for turns in (beta_fast, beta_slow)
+    )
+    if truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, rope_width - 1)
+    speeds_P = theta ** (-torch.arange(P) / P)
+    slow_P = ((torch.arange(P) - first) / (last - first)).clamp(0, 1)
+    speeds_P = slow_P * speeds_P / factor + (1 - slow_P) * speeds_P
+    table, softmax = (0.1 * weight * math.log(factor) + 1 for weight in (mscale, mscale_all_dim))
+    return speeds_P, softmax / table, softmax**2 / (rope_width + nope_width) ** 0.5
+
+
 EXERCISE = Exercise(
     id="06.7",
     unit="06",
@@ -424,6 +458,17 @@ EXERCISE = Exercise(
             "scale-of-the-turned",
             scale_of_the_turned,
             "It looks like a scale from the turned features alone. A key has nope_width + rope_width features.",
+        ),
+        Misconception(
+            "betas-exchanged",
+            betas_exchanged,
+            "It looks like the two betas exchanged. The blend begins at the pair that turns beta_fast times: fast "
+            "pairs keep their speed.",
+        ),
+        Misconception(
+            "table-inverted",
+            table_inverted,
+            "It looks like the table factor upside down. It is m(mscale) / m(mscale_all_dim).",
         ),
     ),
     alternatives=(pair_by_pair,),
