@@ -140,6 +140,7 @@ def by_kind(model):
     return {kind: 100 * count / total_parameters(model.config) for kind, count in kinds.items()}
 
 
+# %%
 figure, axis = plt.subplots(figsize=(8, 3.2))
 for shift, (its, label, colour) in enumerate([(model, "this checkpoint", SKY), (real, "DeepSeek-V3", BLUE)]):
     shares = by_kind(its)
@@ -187,18 +188,39 @@ assert off.max() < 1e-5
 # %%
 from dataclasses import replace
 
-from course.training.data import load, validation_batches
+from tokenizers import Tokenizer
 
-data = load("code", vocab=config["vocab_size"])
-batches = validation_batches(data, context=128, sequences=16)
+from course.training import corpus
+
+tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+read, unread = corpus.split(corpus.embedded("code"))
+
+
+def tokens_of(documents):
+    """One long row of ids by the folder's own tokenizer, an end token behind each document."""
+    return torch.tensor([i for d in documents for i in (*tokenizer.encode(d.text).ids, config["eos_token_id"])])
+
+
+def windows(row_N, starts, length=129):
+    return row_N[torch.as_tensor(starts)[:, None] + torch.arange(length)]
+
+
+unread_N = tokens_of(unread)
+unseen_BS = windows(unread_N, torch.linspace(0, len(unread_N) - 130, 16).long())
+print(f"{len(unread)} files that the model has not read; {unseen_BS.numel():,} tokens of them")
+
+# %% [markdown]
+# (The tokenizer belongs to the weights as much as any tensor does. One learned in the same way, of the same size, on another version of Python's library gives other ids, and the model would read nonsense without complaint.)
+
+
+# %%
 
 
 @torch.no_grad()
 def loss_of(model):
     """Nats a token on unseen text, and the logits."""
-    logits_BSV = torch.cat([model(inputs_BS) for inputs_BS, _ in batches])
-    targets_BS = torch.cat([targets_BS for _, targets_BS in batches])
-    return F.cross_entropy(logits_BSV.flatten(0, 1), targets_BS.flatten()).item(), logits_BSV
+    logits_BSV = model(unseen_BS[:, :-1])
+    return F.cross_entropy(logits_BSV.flatten(0, 1), unseen_BS[:, 1:].flatten()).item(), logits_BSV
 
 
 def with_settings(**settings):
@@ -227,6 +249,7 @@ def changed(change, part=None):
     return other
 
 
+# %%
 def biased_weights(mixture):
     """A route that weighs with the biased scores."""
     c = mixture.config
@@ -302,11 +325,8 @@ plt.show()
 # Does one hear them? The same opening, continued by the right model and by two wrong ones, the likeliest token each time:
 
 # %%
-from tokenizers import Tokenizer
-
 from course.model import generate
 
-tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
 prompt_S = torch.tensor(tokenizer.encode("def read(self, path):\n").ids)
 for name in ("right", "groups ranked by their best alone", "RoPE in halves"):
     writer = model if name == "right" else mistakes[name]()
@@ -337,6 +357,7 @@ def stored_again(weight, kind, block):
     return back.view(N, M)
 
 
+# %%
 torch.manual_seed(7)
 weight = torch.randn(512, 512)
 factors = 10.0 ** torch.arange(0, 6.1, 0.5)
@@ -428,7 +449,7 @@ def ahead(module, tokens_BS):
     return module.norm(x_BSD) @ model.head.weight.T
 
 
-tokens_BS = batches[0][0][:2]
+tokens_BS = unseen_BS[:2, :128]
 with torch.no_grad():
     hidden_BSD, embedded_BSD = model.features(tokens_BS).hidden_BSD[:, :-1], model.embedding(tokens_BS[:, 1:])
     again = model.head(module(embedded_BSD, hidden_BSD, *model.rope(torch.arange(127))).hidden_BSD)
@@ -443,12 +464,11 @@ print("ours equals course.model.MTPModule")
 # **Predict:** the model's own loss for the next token is between 2 and 3 on unseen text. Where will the module's end, for the token after that?
 
 # %%
-from course.training.data import training_batch
-
+train_N, draw = tokens_of(read[:80]), torch.Generator().manual_seed(7)
 optimizer = torch.optim.AdamW(module.parameters(), lr=4e-3, weight_decay=0.0)
 losses = []
-for step in range(150):
-    tokens_BS, _ = training_batch(data, context=96, batch=16, seed=7, step=step)
+for _ in range(150):
+    tokens_BS = windows(train_N, torch.randint(len(train_N) - 97, (16,), generator=draw), 96)
     loss = F.cross_entropy(ahead(module, tokens_BS)[:, :-1].flatten(0, 1), tokens_BS[:, 2:].flatten())
     loss.backward()
     optimizer.step()
@@ -456,15 +476,15 @@ for step in range(150):
     losses.append(loss.item())
 
 # %%
-tokens_BS = torch.cat([inputs_BS for inputs_BS, _ in batches])
+tokens_BS = unseen_BS
 with torch.no_grad():
     unseen = F.cross_entropy(ahead(module, tokens_BS)[:, :-1].flatten(0, 1), tokens_BS[:, 2:].flatten()).item()
 pairs_VV = torch.full((config["vocab_size"],) * 2, 0.1)  # what two tokens earlier says, counted
-train = torch.from_numpy(data.train[:400_000].astype("int64"))
-pairs_VV.view(-1).index_add_(0, train[:-2] * config["vocab_size"] + train[2:], torch.ones(len(train) - 2))
+pairs_VV.view(-1).index_add_(0, train_N[:-2] * config["vocab_size"] + train_N[2:], torch.ones(len(train_N) - 2))
 counted = F.nll_loss(
     (pairs_VV / pairs_VV.sum(1, keepdim=True)).log()[tokens_BS[:, :-2].flatten()], tokens_BS[:, 2:].flatten()
 )
+# %%
 figure, axis = plt.subplots(figsize=(8, 3.2))
 axis.plot(losses, color=BLUE, label="module, token i + 2 (training)")
 for level, label, colour in [
@@ -508,10 +528,10 @@ print("".join(f"[{tokenizer.decode(each.tokens)}]" if each.right else tokenizer.
 # **Predict:** are guesses right more often on code or on prose?
 
 # %%
-prose = load("prose", vocab=config["vocab_size"])
+manual, _ = corpus.split(corpus.embedded("prose"))
 openings = {
-    "code": [data.tokenizer.decode(data.validation[i : i + 30].tolist()) for i in (2000, 9000, 30000, 60000)],
-    "prose": [prose.tokenizer.decode(prose.validation[i : i + 40].tolist()) for i in (500, 3000, 8000, 12000)],
+    "code": [document.text[200:280] for document in unread[3:19:4]],
+    "prose": [document.text[200:280] for document in manual[3:19:4]],
 }
 kept = {}
 for kind, texts in openings.items():
@@ -540,6 +560,7 @@ def seconds(work):
     return min(taken)
 
 
+# %%
 a_step = seconds(lambda: list(generate(model, prompt_S, 60, temperature=0.0))) / 60
 its = list(speculate(speaker, prompt_S, 60))
 a_run = seconds(lambda: list(speculate(speaker, prompt_S, 60))) / len(its)

@@ -658,14 +658,16 @@ with torch.no_grad():
 
 # %%
 from course.model import MTPModule, from_pretrained
-from course.training.data import load, training_batch
+from course.training import corpus
 
 whole = from_pretrained(folder)  # the same model, ready-made: quicker for training
 torch.manual_seed(7)
 module, loss_ahead = MTPModule(whole.config), mine("07.1")
 for weight in (p for p in module.parameters() if p.ndim > 1):
     torch.nn.init.normal_(weight, std=0.05)
-data = load("code", vocab=c["vocab_size"])
+documents, _ = corpus.split(corpus.embedded("code"))
+ends = [c["eos_token_id"]]
+text_N = torch.tensor([i for document in documents[:60] for i in tokenizer.encode(document.text).ids + ends])
 optimizer = torch.optim.AdamW(module.parameters(), lr=4e-3, weight_decay=0.0)
 
 
@@ -677,11 +679,12 @@ def ahead(tokens_BS):
     return module(embedded_BSD, hidden_BSD, cos, sin).hidden_BSD @ whole.head.weight.T
 
 
-history = []
-for number in range(120):
-    tokens, _ = training_batch(data, context=64, batch=16, seed=7, step=number)
+history, draws = [], torch.Generator().manual_seed(7)
+for _ in range(120):
+    starts = torch.randint(len(text_N) - 64, (16, 1), generator=draws)
+    tokens = text_N[starts + torch.arange(64)]
     logits = F.pad(ahead(tokens), (0, 0, 0, 1))[None]
-    document_BS = (tokens == data.tokenizer.end).cumsum(1)
+    document_BS = (tokens == c["eos_token_id"]).cumsum(1)
     _, total = loss_ahead(logits, tokens, document_BS, 1.0)
     assert total.requires_grad, "no gradient reaches the module: your loss leaves PyTorch (NumPy? item?)"
     total.backward()
