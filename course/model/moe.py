@@ -52,7 +52,7 @@ class MoE(nn.Module):
             order_R, offsets_E1 = sort_kept(routing.indices_TK, routing.kept_TK, c.experts)
         rows_RD = x_TD.index_select(0, order_R // c.top_k)
         rows_RD = grouped_experts(rows_RD, self.gate_up_EFD, self.down_EDI, offsets_E1)
-        y_TD = combine(rows_RD, order_R, routing.weights_TK)
+        y_TD = combine(rows_RD, order_R, routing.weights_TK).to(x_TD.dtype)  # weights are float32
         return y_TD + self.shared(x_TD) if c.shared_experts else y_TD, routing
 
     def route(self, x_TD: Float[Tensor, "T D"]) -> Routing:

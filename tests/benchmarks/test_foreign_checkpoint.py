@@ -33,6 +33,12 @@ def test_the_course_reads_it_and_computes_the_same():
     assert apart(from_pretrained(FOLDER)(EXPECTED["tokens"]), EXPECTED["logits"]) < 1e-5
 
 
+@torch.no_grad()
+def test_in_bfloat16_it_runs_and_comes_near():
+    logits_BSV = from_pretrained(FOLDER, torch.bfloat16)(EXPECTED["tokens"])
+    assert ((logits_BSV - EXPECTED["logits"]).norm() / EXPECTED["logits"].norm()).item() < 0.05
+
+
 def test_every_setting_that_implementations_differ_on_is_in_use():
     model = from_pretrained(FOLDER)
     config = model.config
