@@ -454,20 +454,16 @@ def linear(w, name, x):
     return x @ w[name].T
 
 
-def norm(w, name, x):
-    return parts["02.1"](x, w[name], c["rms_norm_eps"], False)
-
-
-def latent_eps(w, name, x):  # the norms of the latents have 1e-6, whatever the config says
-    return parts["02.1"](x, w[name], 1e-6, False)
+def norm(w, name, x, eps=c["rms_norm_eps"]):
+    return parts["02.1"](x, w[name], eps, False)
 
 
 # %%
 def queries_and_latent(w, at, x_BSD):
-    """Queries of all heads, unturned; the latent; the shared key, unturned."""
-    q_BSF = linear(w, f"{at}.query_up", latent_eps(w, f"{at}.query_norm", linear(w, f"{at}.query_down", x_BSD)))
+    """Queries of all heads, unturned; the latent; the shared key, unturned. Latents are normed with 1e-6, whatever the config says."""
+    q_BSF = linear(w, f"{at}.query_up", norm(w, f"{at}.query_norm", linear(w, f"{at}.query_down", x_BSD), 1e-6))
     latent_BSR, k_rope_BSr = linear(w, f"{at}.kv_down", x_BSD).split([R, r], dim=-1)
-    return q_BSF.unflatten(-1, (H, O + r)).transpose(1, 2), latent_eps(w, f"{at}.kv_norm", latent_BSR), k_rope_BSr
+    return q_BSF.unflatten(-1, (H, O + r)).transpose(1, 2), norm(w, f"{at}.kv_norm", latent_BSR, 1e-6), k_rope_BSr
 
 
 def attention(w, at, x_BSD):

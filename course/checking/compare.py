@@ -108,20 +108,23 @@ def _close(name: str, wanted: Tensor, got: Tensor, rtol: float) -> str | None:
     strange = infinite & (wanted != got)
     if strange.any():
         place = strange.nonzero()[0].tolist()
-        values = f"wanted {wanted[tuple(place)].item():.6g}, got {got[tuple(place)].item():.6g}"
-        return f"{name}: infinite in other places than wanted, {int(strange.sum())} of them; first at {place}: {values}"
+        where = f"{int(strange.sum())} of them; first at {place}: {_both(wanted, got, place)}"
+        return f"{name}: infinite in other places than wanted, {where}"
     usable = ~(wanted.isnan() | infinite)
     error = torch.where(usable, (got - wanted).abs(), 0.0)
     size = wanted[usable].norm()
     relative = (error.norm() / size).item() if size > 0 else error.norm().item()
     if relative <= rtol:
         return None
-    digits = 6 if rtol > 1e-7 else 12
     place = [int(i) for i in torch.unravel_index(error.argmax(), error.shape)] if error.ndim else []
     return (
         f"{name}: relative error {relative:.1e}, allowed {rtol:.0e}; worst at {place}: "
-        f"wanted {wanted[tuple(place)].item():.{digits}g}, got {got[tuple(place)].item():.{digits}g}"
+        f"{_both(wanted, got, place, digits=6 if rtol > 1e-7 else 12)}"
     )
+
+
+def _both(wanted: Tensor, got: Tensor, place: list[int], digits: int = 6) -> str:
+    return f"wanted {wanted[tuple(place)].item():.{digits}g}, got {got[tuple(place)].item():.{digits}g}"
 
 
 def _short(row: Tensor) -> str:

@@ -11,6 +11,8 @@ from pathlib import Path
 from unittest import mock
 
 from course import exercises
+from course.authoring.places import PACKAGE, Unit
+from course.authoring.source import notebook, read_source
 from course.checking.answer import source_of
 from course.checking.exercise import Exercise, Inputs, Tree
 from course.checking.judge import MORE, PUBLIC_SEED, Verdict, draw, judge, values_of
@@ -29,6 +31,11 @@ def _every() -> dict[str, Exercise]:
 
 
 EVERY = _every()
+
+
+def cells_of(unit: Unit, kind: str) -> list[dict]:
+    """The cells of the unit's solution or lab, as a build makes them from the source."""
+    return notebook(read_source(unit.source("solution", PACKAGE.parent), "solution"), kind).cells
 
 
 def seeds(exercise: Exercise) -> int:

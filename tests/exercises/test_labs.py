@@ -7,22 +7,16 @@ import pytest
 
 from course.authoring import marks, places
 from course.authoring.answers import find_answers
-from course.authoring.source import notebook, read_source
 from course.checking.answer import prelude
 from course.checking.judge import draw
 from course.checking.launch import forked
 from course.checking.result import text
 from course.exercises import of_unit
 
-from specifications import EVERY, judged, seeds  # isort: skip
+from specifications import EVERY, cells_of, judged, seeds  # isort: skip
 
 UNITS = places.units(places.PACKAGE.parent)
 each_unit = pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.number)
-
-
-def cells_of(unit, kind: str) -> list[dict]:
-    """The cells of the unit's solution or lab, as a build makes them from the source."""
-    return notebook(read_source(unit.source("solution", places.PACKAGE.parent), "solution"), kind).cells
 
 
 def roles(cells: list[dict], role: str) -> list[str]:
