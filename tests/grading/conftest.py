@@ -16,7 +16,7 @@ PILOTS = Path(__file__).parents[1] / "pilot"
 SMALL = Limits(memory=1 << 28, seconds=20, case=2.0)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def pilots():
     """Exercises by id, with the pilots among them."""
     with pytest.MonkeyPatch.context() as patch:
@@ -26,7 +26,7 @@ def pilots():
     every.cache_clear()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def workers(pilots):
     if level()[0] != "A":
         pytest.skip(" ".join(level()[1:]))
