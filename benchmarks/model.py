@@ -3,7 +3,8 @@
     python benchmarks/model.py [--out benchmarks/results/model.json]
 
 training   forward, cross entropy, backward, clipping, fused AdamW; tokens drawn at random, the same for both
-decoding   one token after the other, greedy, behind a cache that already holds 1,024 tokens or more, batch 1
+decoding   one token after the other, greedy, behind a cache that already holds 1,024 tokens or more, batch 1; and how
+           our time grows with the cache, beside the bytes that a token reads (goal: no faster than they do)
 
 Two families: Llama, and DeepSeek-V3 (latent attention, absorbed in decoding; a mixture of 32 experts behind a sigmoid
 gate). The peer is what transformers' defaults build: attention by PyTorch's scaled_dot_product_attention, experts by
@@ -119,40 +120,60 @@ def bytes_read(config: ModelConfig, context: int) -> int:
     return 4 * weights + context * kv_bytes_per_token(config, bytes_each=4)
 
 
-def decoding(family: str, context: int, rounds: int, steps: int) -> dict:
-    """Seconds a token behind a cache of `context` tokens, in turns, each turn from the same full cache."""
-    config, _ = DECODING[family]
-    models = {who: model.eval() for who, model in pair(config).items()}
-    prompt_BS = torch.randint(0, config.vocab, (1, context))
-    with torch.no_grad():
-        ours = models["ours"].new_caches(1, context + steps)
-        first = models["ours"](prompt_BS, ours)[:, -1:].argmax(-1)
-        theirs = DynamicCache()
-        models["transformers"](prompt_BS, cache=theirs, use_cache=True)
-    next_logits = {
-        "ours": lambda token: models["ours"](token, ours),
-        "transformers": lambda token: models["transformers"](token, cache=theirs, use_cache=True).logits,
-    }
-    written: dict[str, list[int]] = {}
+@torch.no_grad()
+def decoder(model: torch.nn.Module, prompt_BS: Tensor, steps: int) -> Callable[[], tuple[float, list[int]]]:
+    """A function that decodes `steps` tokens, always from the same full cache: seconds a token, and the tokens."""
+    length = prompt_BS.shape[1]
+    if isinstance(model, Transformer):
+        caches = model.new_caches(1, length + steps)
+
+        def logits_of_next(tokens_BS: Tensor) -> Tensor:
+            return model(tokens_BS, caches)
+
+        def rewind() -> None:
+            for cache in caches:
+                cache.length = length
+
+    else:
+        cache = DynamicCache()
+
+        def logits_of_next(tokens_BS: Tensor) -> Tensor:
+            return model(tokens_BS, cache=cache, use_cache=True).logits
+
+        def rewind() -> None:
+            cache.crop(-steps)
+
+    first = logits_of_next(prompt_BS)[:, -1:].argmax(-1)
 
     @torch.no_grad()
-    def decode(who: str) -> float:
-        token, written[who] = first, []
+    def decode() -> tuple[float, list[int]]:
+        token, written = first, []
         start = time.perf_counter()
         for _ in range(steps):
-            token = next_logits[who](token)[:, -1:].argmax(-1)
-            written[who].append(token.item())
-        elapsed = time.perf_counter() - start
-        for cache in ours if who == "ours" else ():
-            cache.length = context
-        if who == "transformers":
-            theirs.crop(-steps)
-        return elapsed / steps
+            token = logits_of_next(token)[:, -1:].argmax(-1)
+            written.append(token.item())
+        seconds = (time.perf_counter() - start) / steps
+        rewind()
+        return seconds, written
+
+    return decode
+
+
+def decoding(family: str, context: int, rounds: int, steps: int) -> dict:
+    """Seconds a token behind a cache of `context` tokens, in turns."""
+    config, _ = DECODING[family]
+    prompt_BS = torch.randint(0, config.vocab, (1, context))
+    decoders = {who: decoder(model.eval(), prompt_BS, steps) for who, model in pair(config).items()}
+    written: dict[str, list[int]] = {}
+
+    def decode(who: str) -> float:
+        seconds, written[who] = decoders[who]()
+        return seconds
 
     def same_tokens() -> None:
         assert written["ours"] == written["transformers"], "the two decode different tokens"
 
-    seconds = in_turns(list(models), decode, rounds, check=same_tokens)
+    seconds = in_turns(list(decoders), decode, rounds, check=same_tokens)
     return {
         "family": family,
         "what": "decoding",
@@ -160,6 +181,25 @@ def decoding(family: str, context: int, rounds: int, steps: int) -> dict:
         "parameters": total_parameters(config),
         "bytes_read": bytes_read(config, context),
         **figures(seconds),
+    }
+
+
+def growth(family: str, rounds: int, steps: int) -> dict:
+    """How much longer a token of ours takes behind a longer cache, in turns, and how many more bytes it reads."""
+    config, contexts = DECODING[family]
+    model = pair(config)["ours"].eval()
+    decoders = {
+        str(context): decoder(model, torch.randint(0, config.vocab, (1, context)), steps) for context in contexts
+    }
+    seconds = in_turns(list(decoders), lambda context: decoders[context]()[0], rounds, check=lambda: None)
+    shortest, longest = (seconds[str(context)] for context in (contexts[0], contexts[-1]))
+    return {
+        "family": family,
+        "what": "decode time against bytes read",
+        "size": f"from {contexts[0]:,} to {contexts[-1]:,} tokens cached",
+        "bytes_times": round(bytes_read(config, contexts[-1]) / bytes_read(config, contexts[0]), 4),
+        "time_times": quartiles([long / short for short, long in zip(shortest, longest, strict=True)]),
+        "milliseconds": {context: round(1e3 * statistics.median(times), 4) for context, times in seconds.items()},
     }
 
 
@@ -184,11 +224,15 @@ def require_near(a: float, b: float, tolerance: float) -> None:
 
 def figures(seconds: dict[str, list[float]]) -> dict:
     ratios = [theirs / ours for ours, theirs in zip(seconds["ours"], seconds["transformers"], strict=True)]
-    low, ratio, high = statistics.quantiles(ratios, n=4, method="inclusive")
     return {
         "milliseconds": {who: round(1e3 * statistics.median(times), 4) for who, times in seconds.items()},
-        "times_as_fast": {"median": round(ratio, 4), "low": round(low, 4), "high": round(high, 4)},
+        "times_as_fast": quartiles(ratios),
     }
+
+
+def quartiles(ratios: list[float]) -> dict[str, float]:
+    low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return {"median": round(median, 4), "low": round(low, 4), "high": round(high, 4)}
 
 
 def show(results: list[dict], console: Console) -> None:
@@ -226,6 +270,10 @@ def main() -> None:
         for context in args.contexts or DECODING[family][1]:
             results.append(decoding(family, context, args.rounds, args.steps))
     show(results, Console(width=150))
+    growths = [growth(family, args.rounds, args.steps) for family in args.families]
+    for row in growths:
+        time_times = "{median:.2f} ({low:.2f}-{high:.2f})".format(**row["time_times"])
+        print(f"{row['family']}, {row['size']}: {time_times} times the time, {row['bytes_times']:.2f} times the bytes")
     if args.out:
         about = record.circumstances()
         about["versions"]["transformers"] = transformers.__version__
@@ -233,7 +281,7 @@ def main() -> None:
         for row in results:
             fast = row["times_as_fast"]["median"] >= GOALS[row["family"]][row["what"]]
             reached[row["family"]][row["what"]] = reached[row["family"]].get(row["what"], True) and fast
-        record.write(args.out, about | {"goals": GOALS, "met": reached, "results": results})
+        record.write(args.out, about | {"goals": GOALS, "met": reached, "results": results, "growth": growths})
 
 
 if __name__ == "__main__":

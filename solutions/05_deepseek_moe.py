@@ -51,11 +51,12 @@ from torch import Tensor
 #
 # The rules that the formula leaves open:
 #
-# - Routing runs in **float32**: widen `x_TD` and `gate_ED` *before* their product. `bias_E` is float32 already and stays so: after long training biases are large and the steps that moved
-#   them small.
+# - Routing runs in **float32**: widen `x_TD` and `gate_ED` *before* their product. `bias_E` is float32 already; never cast it to the dtype of `x_TD`: after long training biases are large and the
+#   steps that moved them small.
 # - The chosen stand in the order of their **biased** scores, best first; of two equal ones the lower expert comes first.
 # - A bias may be minus infinity: that expert is out of order and is never chosen. At least k are at work.
-# - Nothing is added to the sum before you divide by it.
+# - Nothing is added to the sum before you divide by it, however small all scores are. (It is never 0 here.)
+# - The last cells train with your gate, so stay in PyTorch: a gradient has to find its way back to the weights.
 #
 # | | shape | |
 # |---|---|---|
@@ -97,11 +98,11 @@ check("05.1", sigmoid_gate)
 # from the 4 groups that suit it best:
 #
 # 1. A group's rank is the sum of its `best` largest scores (of all its scores, where it has fewer). V2 ranks by the largest alone (`best` 1); the code of V3 takes 2; the report of V3
-#    says K divided by the number of open groups, which is 2 for V3's own numbers.
-# 2. The `top_groups` groups with the largest sums are open; of equal groups the lower one opens first.
+#    says `k / top_groups`, which is 2 for V3's own numbers.
+# 2. The `top_groups` groups with the largest ranks are open; of equal groups the lower one opens first.
 # 3. From the experts of all open groups take the k with the largest scores, best first; of equal scores the lower expert comes first.
 #
-# The scores here have their bias in them already, so **they may be negative**: a closed expert must lose to every open one all the same. The open groups always hold at least k experts.
+# The scores here have their bias in them already, so **they may be negative**, by any finite amount: a closed expert must lose to every open one all the same. The open groups always hold at least k experts.
 #
 # A token does not always meet every group that is open to it. Return also how many different groups its k experts lie in: that is how many nodes it is sent to.
 #
@@ -156,11 +157,11 @@ check("05.2", group_limited_topk)
 # - **sequence-wise**: one list for each sequence, and then the mean of the sequences' losses, in which each counts the same, long or short.
 #
 # And real batches are padded: where `real_BS` is False there is no token, at the beginning, at the end or anywhere, and neither $f$ nor $P$ nor $n$ may hear of it. A sequence with no real token
-# is left out of the mean; if the batch has none at all, both losses are 0.
+# is left out of the mean; if the batch has none at all, both losses are 0. The scores at padding are there, finite, and mean nothing. Stay in PyTorch: in training a gradient flows through $P$.
 #
 # | | shape |
 # |---|---|
-# | `scores_BSE` | `[B, S, E]` float32, sigmoids, all above 0 |
+# | `scores_BSE` | `[B, S, E]` float32, sigmoids, all above 0, however little |
 # | `real_BS` | `[B, S]` bool |
 # | `k` | int |
 # | returns `batch` | float32 tensor without dimensions |
@@ -208,9 +209,9 @@ check("05.3", balance_losses)
 #   parts are added *before* anything is compared.
 # - Each layer has biases of its own, and its own mean.
 # - An expert whose bias is minus infinity is out of order. It received nothing, stays at minus infinity, and is **not in the mean**: the others have to share its work. An idle expert with a finite bias is in it.
-# - An expert **exactly** at the mean stays. "Exactly" is meant: counts go into the hundreds of millions, where float32 no longer holds every whole number.
+# - An expert **exactly** at the mean stays. "Exactly" is meant: the mean need not be a whole number, and counts go into the hundreds of millions, where float32 no longer holds every one.
 #
-# The steps are not shifted or scaled in any other way.
+# The steps are not shifted or scaled in any other way, and the biases are neither centred nor clipped: they may become as large as they like. At least one expert of each layer is at work.
 #
 # | | shape |
 # |---|---|
@@ -222,7 +223,7 @@ check("05.3", balance_losses)
 # For example, one layer of four experts with biases of 0, rate 0.125, and two parts with the counts `[6, 2, 0, 4]` and `[0, 2, 6, 4]`: together 6, 4, 6 and 8, the mean is 6, and the new biases
 # are `[0, 0.125, 0, -0.125]`. The first part alone would have moved every expert.
 #
-# **Exercise 05.4** · difficulty 2 of 5 · 15 minutes · 10 points · spine
+# **Exercise 05.4** · difficulty 2 of 5 · 12 minutes · 10 points · spine
 
 
 # %% tags=["exercise:05.4"]
@@ -254,7 +255,7 @@ check("05.4", update_biases)
 #
 # Wang et al. report it in two ways, and they say different things. Return both, for each layer:
 #
-# - `batch_L`: the violation of each batch by itself, then the **mean over the batches**. A batch without any pair in a layer is left out of that layer's mean; all other batches count the same, large or small.
+# - `batch_L`: the violation of each batch by itself, then the **mean over the batches**. A batch without any (token, slot) pair in a layer, all its counts 0, is left out of that layer's mean; all other batches count the same, large or small.
 # - `whole_L`: the counts of all batches are **added first**; then one violation.
 #
 # A layer without any pair at all counts as balanced, 0 in both.
@@ -269,7 +270,7 @@ check("05.4", update_biases)
 # For example, one layer, four experts, and two batches that went to one expert each: `[8, 0, 0, 0]` and `[0, 0, 8, 0]`. With 4 devices each batch has a violation of 8 / 2 - 1 = 3; added up the loads are 8, 0, 8, 0, and it is 1.
 # With 2 devices each batch still has 8 / 4 - 1 = 1, and the two together 0: *in the long run* is not *at every step*.
 #
-# **Exercise 05.5** · difficulty 2 of 5 · 10 minutes · 5 points
+# **Exercise 05.5** · difficulty 2 of 5 · 12 minutes · 5 points
 
 
 # %% tags=["exercise:05.5"]
@@ -307,7 +308,8 @@ check("05.5", max_violation)
 # Experts may run in the dtype of x. Whether you weigh and sum in that dtype or in float32 is up to you (for bfloat16 the check allows two percent), but `y_TD` has the dtype of x. There may be experts that no token
 # chose, and there may be no tokens.
 #
-# When this cell is checked, `swiglu(x, fused_FD, down_DI, layout)` of 02.4 and `group_limited_topk` of 05.2 are there for you to call, in the course's own version. Here, `swiglu` is your own of lab 02, if it has passed.
+# When this cell is checked, `swiglu(x, fused_FD, down_DI, layout)` of 02.4 and `group_limited_topk` of 05.2 are there for you to call, in the course's own version. In this notebook, `swiglu` is your own of lab 02, if it has
+# passed, and `group_limited_topk` is your cell above. `swiglu` takes x with no rows, too.
 # The layout that you need is `"gate_up"`.
 #
 # | | shape |
@@ -325,7 +327,7 @@ check("05.5", max_violation)
 # For example, one token x = 1, two routed experts with the gate 0 and the bias 0, k = 2 and scale 2.5: both weights are 1.25. All matrices hold ones, but for the up projection of expert 1, which is 3. silu(1) is 0.731, so
 # the routed experts say 0.731 and 2.193, the one shared expert says 0.731, and y = 1.25 * 0.731 + 1.25 * 2.193 + 0.731 = 4.386. The counts are `[1, 1]`.
 #
-# **Exercise 05.6** · difficulty 3 of 5 · 20 minutes · 10 points
+# **Exercise 05.6** · difficulty 3 of 5 · 25 minutes · 10 points
 
 
 # %% tags=["exercise:05.6"]

@@ -53,7 +53,7 @@ from torch import Tensor
 #
 # - The mean is over all counted positions of the batch, each with the same weight. (The report divides by the whole length instead, a small difference.)
 # - A module with no counted position has loss 0. It is still one of the M.
-# - Logits may be bfloat16: widen them before the softmax. Logits at positions that do not count are there, and mean nothing.
+# - Logits may be bfloat16: widen them before the softmax. Logits at positions that do not count are there, mean nothing, and may even be NaN.
 # - The last cells of this lab train with your loss, so stay in PyTorch: a gradient has to find its way back.
 #
 # The example is case 1. One sequence with the tokens `0 1 1 0 1`, of the documents `3 3 3 3 8`, two modules, weight 0.3:
@@ -129,7 +129,7 @@ check("07.1", mtp_loss)
 #
 # - A name that ends in `_scale_inv` holds the scales of the weight whose name stands before that ending: its place is the weight's place with `.scale` behind it. (The scales of a weight that is left out, or unknown, are so too.)
 # - Two kinds of tensors are **left out**: a module's copies of what the main model has (`embed_tokens.weight` and `shared_head.head.weight`, in a module only), and whatever ends in `rotary_emb.inv_freq`, which follows from the config.
-# - Everything else is **unknown**. A loader must not drop a tensor in silence: return these names, in the order in which they came.
+# - Everything else is **unknown**, also a known name with something before it, behind it or in between. A loader must not drop a tensor in silence: return these names, in the order in which they came.
 #
 # For example, with `layers` = 3 (case 1): `lm_head.weight` is `head`, `model.layers.1.mlp.experts.12.up_proj.weight` is `blocks.1.experts.12.up`, `model.layers.3.hnorm.weight` is `mtp.0.hidden_norm`,
 # `model.layers.3.shared_head.head.weight` is left out, and `model.layers.1.mlp.bias` is unknown.
@@ -169,8 +169,9 @@ def map_names(names: list[str], layers: int) -> tuple[dict[str, str], list[str]]
         weight = name.removesuffix("_scale_inv")
         table = {"model.embed_tokens.weight": "embedding", "model.norm.weight": "norm", "lm_head.weight": "head"}
         start, key, expert = "", weight, ""
-        if weight.startswith("model.layers.") and weight.count(".") > 2:
-            number, key = weight.removeprefix("model.layers.").split(".", 1)
+        number, _, rest = weight.removeprefix("model.layers.").partition(".")
+        if weight.startswith("model.layers.") and number.isdigit():
+            key = rest
             in_module = int(number) >= layers
             table, start = (module, f"mtp.{int(number) - layers}.") if in_module else (block, f"blocks.{number}.")
             pieces = key.split(".")
@@ -204,7 +205,7 @@ check("07.2", map_names)
 # Take them apart into single matrices, in the form that one-by-one checkpoints have: gate and up `[I, D]`, down `[D, I]`. Return a dictionary with the names `{prefix}.{e}.gate_proj.weight`, `{prefix}.{e}.up_proj.weight` and
 # `{prefix}.{e}.down_proj.weight` for the experts e = 0 to E - 1, in the dtype that they have.
 #
-# The sizes may be such that no shape tells a right answer from a wrong one. Case 1 is one expert, D = 1 and I = 2, alternating: `gate_up` is `[[[1, 2, 3, 4]]]`, `down` is `[[[5], [6]]]`. The gate is
+# Beware of sizes with which a wrong answer has the right shapes (D = 2I, for one): a shape alone proves nothing. Case 1 is one expert, D = 1 and I = 2, alternating: `gate_up` is `[[[1, 2, 3, 4]]]`, `down` is `[[[5], [6]]]`. The gate is
 # `[[1], [3]]`, up is `[[2], [4]]`, and down is `[[5, 6]]`.
 #
 # | | |
@@ -252,7 +253,7 @@ check("07.3", unpack_experts)
 # - The name in the checkpoints is `weight_scale_inv`, and in spite of it the scale is **multiplied**. (It is the inverse of what the weights were multiplied with to become codes.)
 # - Blocks start at row 0 and column 0; the last ones may be cut short. `block` is `[rows, columns]` and need not be square.
 # - There may be a dimension of experts in front, in codes and scales alike.
-# - The result is float32 and computed in float32. NaN stays NaN.
+# - The result is float32 and computed in float32, with the scales as they are, however small. NaN stays NaN.
 #
 # The example is case 1. Codes `[[56, 64, 184], [48, 1, 126]]` stand for `[[1, 2, -1], [0.5, 0.001953125, 448]]`. With blocks of 2 by 2 and the scales `[[2, 0.5]]` the weights are
 # `[[2, 4, -0.5], [1, 0.00390625, 224]]`.
@@ -292,7 +293,7 @@ check("07.4", dequantise)
 # 3. Keep tokens from the front until their sum **reaches** `top_p`: the one that reaches it is kept, and the first always is. With `top_p` = 1 all of a probability above 0 stay, also where rounding makes the sum 1 before the last. A token of probability 0 (logit minus infinity) is never kept.
 # 4. Divide what was kept by its sum, and draw by the given number $u$ from 0 to 1: add up from the front, **in the order of step 2**, and take the first token with which the sum is above $u$.
 #
-# With temperature 0 take the largest logit, of equal ones the lower id, and say that 1 was kept.
+# With temperature 0 take the largest logit, of equal ones the lower id, and say that 1 was kept. Any temperature above 0 divides, however small it is.
 #
 # The example is case 1: temperature 1, `top_p` 0.7, two rows with the probabilities `[0.2, 0.5, 0.3]` and `[0.05, 0.05, 0.9]`, and u = `[0.6, 0.99]`. In row 0 ids 1 and 2 are kept, 0.5 + 0.3; of their sum they are 0.625 and 0.375, and 0.6
 # falls to id 1. In row 1 id 2 alone is kept. So `ids` is `[1, 2]` and `kept` is `[2, 1]`.
@@ -355,15 +356,15 @@ check("07.5", top_p_sample)
 # | place 1 | 0.2, 0, 0.8 | 0.4, 0.2, 0.4 | 2 | 0.6 · 0.8 = 0.48 | 0.4 | not kept |
 # | next | | 1, 0, 0 | | | | not needed |
 #
-# At place 1 the draft leaves over 0.2, 0.2 and 0, divided by their sum 0.5, 0.5 and 0; `last` = 0.6 falls to token 1. The tokens are `[0, 1]`, and 1 guess was right.
+# At place 1 the draft leaves over 0.2, 0.2 and 0, divided by their sum 0.5, 0.5 and 0; `last` = 0.7 falls to token 1. The tokens are `[0, 1]`, and 1 guess was right.
 #
 # | | shape | |
 # |---|---|---|
 # | `draft_NV` | `[N, V]` float64 | each row adds up to 1; N may be 0 |
 # | `target_MV` | `[N + 1, V]` float64 | |
 # | `drafted_N` | `[N]` int64 | the guesses; the draft gave each a probability above 0 |
-# | `uniforms_N` | `[N]` float64 | |
-# | `last` | float | |
+# | `uniforms_N` | `[N]` float64 | from 0 up to, not including, 1 |
+# | `last` | float | from 0 up to, not including, 1 |
 # | returns `tokens` | int64, 1 to N + 1 of them | |
 # | returns `right` | int | how many guesses were kept |
 #

@@ -56,8 +56,10 @@ def _difference(name: str, wanted: Any, got: Any, rtol: float) -> str | None:
         parts = zip(wanted, got, strict=True)
         return _first(_difference(f"{name}[{i}]", w, g, rtol) for i, (w, g) in enumerate(parts))
     if isinstance(wanted, dict):
-        if not isinstance(got, dict) or set(got) != set(wanted):
-            return f"{name}: wanted a dict with the keys {', '.join(sorted(wanted))}, got {kind(got)}"
+        if not isinstance(got, dict):
+            return f"{name}: wanted a dict, got {kind(got)}"
+        if set(got) != set(wanted):
+            return f"{name}: {_keys(set(wanted) - set(got), set(got) - set(wanted))}"
         return _first(_difference(f"{name}[{key!r}]", wanted[key], got[key], rtol) for key in wanted)
     if isinstance(wanted, float) and type(got) in (int, float):
         near = math.isclose(wanted, got, rel_tol=rtol) or (math.isnan(wanted) and math.isnan(got))
@@ -65,6 +67,16 @@ def _difference(name: str, wanted: Any, got: Any, rtol: float) -> str | None:
     if type(wanted) is type(got) and wanted == got:
         return None
     return f"{name}: wanted {wanted!r}, got {repr(got)[:40] if type(wanted) is type(got) else kind(got)}"
+
+
+def _keys(missing: set[str], extra: set[str]) -> str:
+    """Which keys of a dict are missing and which are not wanted, a few of each."""
+
+    def few(keys: set[str]) -> str:
+        return ", ".join(sorted(keys)[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+    parts = [f"{what} {few(keys)}" for what, keys in (("the keys lack", missing), ("not wanted", extra)) if keys]
+    return "; ".join(parts)
 
 
 def _tensors(name: str, wanted: Tensor, got: Any, rtol: float) -> str | None:

@@ -5,28 +5,32 @@ import torch
 from course.checking.compare import same
 from course.checking.exercise import Exercise, Misconception
 
-EDGES = [  # parts, layers, experts, mean count, rate, experts out of order
-    (3, 2, 5, 6, 0.001, 0),
-    (1, 1, 2, 3, 0.5, 0),
-    (4, 3, 8, 10, 0.01, 2),
-    (2, 2, 6, 0, 0.01, 0),  # no tokens
-    (2, 2, 4, 50_000_000, 0.001, 0),  # float32 cannot count so far
-    (5, 2, 7, 3, 0.0, 1),  # as in the last 500 billion tokens of V3
+EDGES = [  # parts, layers, experts, mean count, rate, experts out of order, factor of the biases
+    (3, 2, 5, 6, 0.001, 0, 1),
+    (1, 1, 2, 3, 0.5, 0, 1),
+    (4, 3, 8, 10, 0.01, 2, 64),  # large biases, as after long training
+    (2, 2, 6, 0, 0.01, 0, 1),  # no tokens
+    (2, 2, 4, 50_000_000, 0.001, 0, 1),  # float32 cannot count so far
+    (5, 2, 7, 3, 0.0, 1, 1),  # as in the last 500 billion tokens of V3
 ]
 
 
 def inputs(rng, number):
-    """In every layer some experts get exactly the mean of the summed counts."""
+    """In most layers some experts get exactly the mean of the summed counts."""
     if number == 0:
         counts_NLE = torch.tensor([[[6, 2, 0, 4]], [[0, 2, 6, 4]]])
         return {"bias_LE": torch.zeros(1, 4), "counts_NLE": counts_NLE, "rate": 0.125}
-    if number <= len(EDGES):
-        N, L, E, mean, rate, closed = EDGES[number - 1]
+    if number == 1:  # means that are no whole numbers, and sums that 32 bits cannot hold
+        counts_NLE = torch.tensor([[[5, 5, 6, 6], [900_000_000, 1, 2, 3]], [[0, 0, 0, 0], [900_000_000, 0, 0, 0]]])
+        counts_NLE = torch.cat([counts_NLE, counts_NLE[1:]])
+        return {"bias_LE": torch.tensor([[0.5, -0.25, 0.0, 2.0]]).repeat(2, 1), "counts_NLE": counts_NLE, "rate": 0.125}
+    if number < 2 + len(EDGES):
+        N, L, E, mean, rate, closed, factor = EDGES[number - 2]
     else:
         N, L, E = int(rng.integers(1, 7)), int(rng.integers(1, 5)), int(rng.integers(3, 14))
         mean, rate = int(10 ** rng.uniform(0.5, 6)), float(rng.choice([0.001, 0.01, 0.1]))
-        closed = int(rng.integers(0, 2))
-    bias_LE = torch.tensor(rng.integers(-40, 41, size=(L, E)) / 64, dtype=torch.float32)
+        closed, factor = int(rng.integers(0, 2)), 1
+    bias_LE = torch.tensor(factor * rng.integers(-40, 41, size=(L, E)) / 64, dtype=torch.float32)
     counts_NLE = torch.tensor(rng.integers(0, 2 * mean + 1, size=(N, L, E)))
     for layer in range(L):
         order = rng.permutation(E)
@@ -158,6 +162,18 @@ def the_step_alone(bias_LE, counts_NLE, rate):
     return rate * gap_LE.sign().float()
 
 
+def floored_mean(bias_LE, counts_NLE, rate):
+    counts_LE, at_work_LE = counts_NLE.sum(dim=0), bias_LE > -torch.inf
+    mean_L1 = counts_LE.sum(dim=1, keepdim=True) // at_work_LE.sum(dim=1, keepdim=True)
+    return bias_LE + rate * (mean_L1 - counts_LE).sign()
+
+
+def clipped(bias_LE, counts_NLE, rate):
+    counts_LE, at_work_LE = counts_NLE.sum(dim=0), bias_LE > -torch.inf
+    gap_LE = counts_LE.sum(dim=1, keepdim=True) - counts_LE * at_work_LE.sum(dim=1, keepdim=True)
+    return torch.where(at_work_LE, (bias_LE + rate * gap_LE.sign()).clamp(-1, 1), bias_LE)
+
+
 def busy_in_the_mean(bias_LE, counts_NLE, rate):
     counts_LE = counts_NLE.sum(dim=0)
     gap_LE = counts_LE.sum(dim=1, keepdim=True) - counts_LE * (counts_LE > 0).sum(dim=1, keepdim=True)
@@ -170,11 +186,11 @@ EXERCISE = Exercise(
     title="bias update",
     entry="update_biases",
     points=10,
-    minutes=15,
+    minutes=12,
     difficulty=2,
     spine=True,
     inputs=inputs,
-    cases=10,
+    cases=11,
     reference=reference,
     compare=same("the biases"),
     misconceptions=(
@@ -250,6 +266,17 @@ EXERCISE = Exercise(
             float32_counts,
             "It looks like counts in float32, which holds whole numbers only up to 16.8 million. Stay with integers and compare "
             "exactly.",
+        ),
+        Misconception(
+            "floored-mean",
+            floored_mean,
+            "It looks like a mean rounded down to a whole number. Between 5 and 6 lies 5.5, and then nobody is at the mean: compare "
+            "count times number with the total.",
+        ),
+        Misconception(
+            "clipped",
+            clipped,
+            "It looks like biases held between -1 and 1. They may grow as far as balance asks for.",
         ),
         Misconception(
             "recentred",

@@ -5,12 +5,14 @@ import torch
 from course.checking.compare import same
 from course.checking.exercise import Exercise, Misconception
 
+FAR = (5, 16, 8, 3, 2.5, 0.0, torch.float32)  # all logits near -16: the sum of the chosen scores is tiny
 EDGES = [  # tokens, width, experts, k, scale, shift of the biases, dtype
     (5, 8, 6, 3, 1.0, 0.0, torch.float32),
     (7, 16, 24, 12, 2.5, 0.0, torch.float32),  # past 16 entries a sort that is not stable moves ties
     (9, 16, 12, 4, 2.5, 4.0, torch.bfloat16),  # biases that bfloat16 cannot hold, as large as the published ones
     (6, 12, 8, 2, 16.0, -2.0, torch.bfloat16),  # every biased score is negative
     (3, 4, 5, 1, 2.5, 0.0, torch.float32),
+    FAR,
 ]
 
 
@@ -34,7 +36,9 @@ def inputs(rng, number):
         x_TD = torch.tensor(rng.integers(-12, 13, size=(T, D)) / 16)
         gate_ED = torch.tensor(rng.integers(-10, 11, size=(E, D)) / 16)
         bias_E = torch.tensor(rng.permutation(201)[:E] / 512 - 0.2 + shift, dtype=torch.float32)
-        if E > 2:  # a tie in every row: sigmoid(0) is 0.5 on every machine
+        if number <= len(EDGES) and EDGES[number - 1] is FAR:
+            x_TD, gate_ED = 1 - x_TD.abs() / 64, gate_ED.abs() / 64 - 1
+        elif E > 2:  # a tie in every row: sigmoid(0) is 0.5 on every machine
             gate_ED[[0, -1]], bias_E[-1] = 0.0, bias_E[0]
         if k + 1 < E:
             bias_E[1] = -torch.inf  # out of order
@@ -119,6 +123,13 @@ def softmax_of_the_chosen(x_TD, gate_ED, bias_E, k, scale):
     return indices_TK, scale * scores_TE.gather(1, indices_TK).softmax(dim=-1)
 
 
+def with_epsilon(x_TD, gate_ED, bias_E, k, scale):
+    scores_TE = (x_TD.float() @ gate_ED.float().T).sigmoid()
+    indices_TK = (scores_TE + bias_E).sort(dim=-1, descending=True, stable=True).indices[:, :k]
+    chosen_TK = scores_TE.gather(1, indices_TK)
+    return indices_TK, scale * chosen_TK / (chosen_TK.sum(dim=-1, keepdim=True) + 1e-6)
+
+
 def in_order_of_weight(x_TD, gate_ED, bias_E, k, scale):
     scores_TE = (x_TD.float() @ gate_ED.float().T).sigmoid()
     chosen_TK = (scores_TE + bias_E).sort(dim=-1, descending=True, stable=True).indices[:, :k].sort(dim=-1).values
@@ -173,7 +184,7 @@ EXERCISE = Exercise(
     difficulty=2,
     spine=True,
     inputs=inputs,
-    cases=9,
+    cases=10,
     reference=reference,
     compare=same("indices", "weights"),
     misconceptions=(
@@ -222,6 +233,12 @@ EXERCISE = Exercise(
             "softmax-of-the-chosen",
             softmax_of_the_chosen,
             "It looks like a softmax of the chosen scores. Divide them by their sum; a softmax flattens numbers between 0 and 1.",
+        ),
+        Misconception(
+            "with-epsilon",
+            with_epsilon,
+            "It looks like a small number added to the sum. Scores far below zero sum to less than that: divide by the sum as "
+            "it is.",
         ),
         Misconception(
             "in-order-of-weight",

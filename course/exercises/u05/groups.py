@@ -6,31 +6,32 @@ from course.checking.compare import same
 from course.checking.exercise import Exercise, Misconception
 
 EXAMPLE = [8.0, 0.0, 5.0, 4.0, 7.0, 1.0, 3.0, 3.0]
-EDGES = [  # tokens, experts, groups, top groups, best, k, step of the scores, shift
-    (4, 6, 6, 3, 2, 2, 4, 0.0),  # groups of a single expert
-    (9, 16, 4, 2, 2, 4, 4, -9.0),  # every score is negative
-    (9, 16, 4, 2, 3, 8, 1024, -4.5),  # as many experts as the open groups hold
-    (7, 24, 4, 2, 1, 3, 1024, 0.0),
-    (7, 64, 32, 8, 2, 6, 2, 0.0),  # past 16 entries a sort that is not stable moves ties
-    (8, 12, 3, 1, 4, 4, 1024, 0.0),
-    (5, 12, 2, 2, 1, 3, 2, 0.0),  # all groups open
+EDGES = [  # tokens, experts, groups, top groups, best, k, step of the scores, shift, factor
+    (4, 6, 6, 3, 2, 2, 4, 0.0, 1),  # groups of a single expert
+    (9, 16, 4, 2, 2, 4, 4, -9.0, 1),  # every score is negative
+    (9, 16, 4, 2, 3, 8, 1024, -4.5, 1),  # as many experts as the open groups hold
+    (7, 24, 4, 2, 1, 3, 1024, 0.0, 1),
+    (7, 64, 32, 8, 2, 6, 2, 0.0, 1),  # past 16 entries a sort that is not stable moves ties
+    (8, 12, 3, 1, 4, 4, 1024, 0.0, 1),
+    (5, 12, 2, 2, 1, 3, 2, 0.0, 1),  # all groups open
+    (6, 12, 4, 2, 2, 5, 4, -9.0, 2.0**40),  # negative, and larger than any number that one would think of
 ]
 
 
 def inputs(rng, number):
-    """Multiples of 1/1024 or coarser: sums are exact, so that ties are ties on every machine."""
+    """Multiples of 1/1024 or coarser, times a power of two: sums are exact, so that ties are ties on every machine."""
     if number < 3:
         shift, best, k = [(0.0, 2, 3), (0.0, 1, 3), (-10.0, 2, 1)][number]
         scores_TE = torch.tensor([EXAMPLE]) + shift
         return {"scores_TE": scores_TE, "groups": 4, "top_groups": 2, "best": best, "k": k}
     if number < 3 + len(EDGES):
-        T, E, groups, top_groups, best, k, step, shift = EDGES[number - 3]
+        T, E, groups, top_groups, best, k, step, shift, factor = EDGES[number - 3]
     else:
         groups = int(rng.choice([2, 3, 4, 8]))
         each, top_groups, best = int(rng.integers(2, 7)), int(rng.integers(1, groups)), int(rng.integers(1, 5))
         T, E, k = int(rng.integers(3, 24)), groups * each, int(rng.integers(1, min(top_groups * each, 8) + 1))
-        step, shift = int(rng.choice([2, 1024])), float(rng.choice([-9.0, -4.5, 0.0]))
-    scores_TE = torch.tensor(rng.integers(0, 8 * step, size=(T, E)) / step + shift, dtype=torch.float32)
+        step, shift, factor = int(rng.choice([2, 1024])), float(rng.choice([-9.0, -4.5, 0.0])), 1
+    scores_TE = torch.tensor(factor * (rng.integers(0, 8 * step, size=(T, E)) / step + shift), dtype=torch.float32)
     return {"scores_TE": scores_TE, "groups": groups, "top_groups": top_groups, "best": best, "k": k}
 
 
@@ -102,6 +103,18 @@ def zero_filled(scores_TE, groups, top_groups, best, k):
     first_TM = ranks_TG.sort(dim=-1, descending=True, stable=True).indices[:, :top_groups]
     open_TG = torch.zeros(T, groups).scatter(1, first_TM, 1.0)
     masked_TE = scores_TE * open_TG.repeat_interleave(each, dim=1)
+    indices_TK = masked_TE.sort(dim=-1, descending=True, stable=True).indices[:, :k]
+    met_TG = torch.zeros(T, groups, dtype=torch.int64).scatter(1, indices_TK // each, 1)
+    return indices_TK, met_TG.sum(dim=-1)
+
+
+def large_fill(scores_TE, groups, top_groups, best, k):
+    T, E = scores_TE.shape
+    each = E // groups
+    ranks_TG = scores_TE.view(T, groups, each).topk(min(best, each), dim=-1).values.sum(dim=-1)
+    first_TM = ranks_TG.sort(dim=-1, descending=True, stable=True).indices[:, :top_groups]
+    open_TG = torch.zeros(T, groups, dtype=torch.bool).scatter(1, first_TM, True)
+    masked_TE = scores_TE.masked_fill(~open_TG.repeat_interleave(each, dim=1), -1e9)
     indices_TK = masked_TE.sort(dim=-1, descending=True, stable=True).indices[:, :k]
     met_TG = torch.zeros(T, groups, dtype=torch.int64).scatter(1, indices_TK // each, 1)
     return indices_TK, met_TG.sum(dim=-1)
@@ -217,7 +230,7 @@ EXERCISE = Exercise(
     difficulty=3,
     spine=True,
     inputs=inputs,
-    cases=13,
+    cases=14,
     reference=reference,
     compare=same("indices", "met"),
     misconceptions=(
@@ -246,6 +259,12 @@ EXERCISE = Exercise(
             "It looks like closed groups filled with 0. Biased scores may be negative, and then a closed expert wins: fill with "
             "minus infinity.",
             "deepseek-ai/DeepSeek-V3, issue 741; sgl-project/sglang, pull request 3705",
+        ),
+        Misconception(
+            "large-fill",
+            large_fill,
+            "It looks like closed groups filled with a large negative number. Whatever is large, a score may be larger: fill with "
+            "minus infinity.",
         ),
         Misconception(
             "without-groups",

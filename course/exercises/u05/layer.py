@@ -16,7 +16,10 @@ EDGES = [  # tokens, width, hidden, experts, shared, groups, top groups, best, k
     (1, 4, 2, 8, 3, 1, 1, 2, 2, 16.0, torch.float32),
     (0, 4, 2, 4, 1, 2, 1, 2, 1, 2.5, torch.float32),
     (256, 8, 1, 64, 1, 8, 4, 2, 6, 2.5, torch.bfloat16),  # enough choices for rounding to change some
+    (64, 8, 2, 24, 1, 4, 2, 2, 4, 2.5, torch.bfloat16),  # biases around 4, where bfloat16 has steps of 1/32
+    (5, 16, 3, 8, 1, 4, 2, 2, 3, 2.5, torch.float32),  # all logits near -16: the sum of the chosen scores is tiny
 ]
+LARGE_BIASES, FAR = 7, 8
 
 
 def inputs(rng, number):
@@ -53,6 +56,11 @@ def inputs(rng, number):
         x_TD = torch.tensor(rng.integers(-20, 21, size=(T, D)) / 16)
         gate_ED = torch.tensor(rng.integers(-14, 15, size=(E, D)) / 16)
         bias_E = torch.tensor(rng.integers(-100, 101, size=E) / 512, dtype=torch.float32)
+        if number == LARGE_BIASES:
+            bias_E += 4
+        if number == FAR:
+            x_TD, gate_ED = 1 - x_TD.abs() / 64, gate_ED.abs() / 64 - 1
+            bias_E = 2.0 ** -torch.tensor(rng.permutation(E), dtype=torch.float32)  # no two groups have equal sums
         if clear((x_TD @ gate_ED.T).sigmoid() + bias_E):
             break
     return {
@@ -585,11 +593,11 @@ EXERCISE = Exercise(
     title="shared experts, and the whole layer",
     entry="deepseek_moe",
     points=10,
-    minutes=20,
+    minutes=25,
     difficulty=3,
     spine=False,
     inputs=inputs,
-    cases=10,
+    cases=12,
     reference=reference,
     compare=compare,
     misconceptions=(

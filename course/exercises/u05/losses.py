@@ -6,13 +6,14 @@ import torch.nn.functional as F
 from course.checking.compare import same
 from course.checking.exercise import Exercise, Misconception
 
-EDGES = [  # sequences, length, experts, k, real tokens of each sequence, step of the scores
-    (3, 4, 4, 1, [4, 1, 2], 1024),
-    (3, 5, 6, 2, [5, 0, 3], 1024),  # a sequence of padding alone
-    (2, 3, 5, 5, [3, 2], 1024),  # every expert is chosen
-    (1, 6, 8, 3, [6], 4),  # many ties
-    (2, 3, 4, 2, [0, 0], 1024),  # nothing is real
-    (2, 7, 24, 4, [7, 4], 4),
+EDGES = [  # sequences, length, experts, k, real tokens of each sequence, step of the scores, factor
+    (3, 4, 4, 1, [4, 1, 2], 1024, 1),
+    (3, 5, 6, 2, [5, 0, 3], 1024, 1),  # a sequence of padding alone
+    (2, 3, 5, 5, [3, 2], 1024, 1),  # every expert is chosen
+    (1, 6, 8, 3, [6], 4, 1),  # many ties
+    (2, 3, 4, 2, [0, 0], 1024, 1),  # nothing is real
+    (2, 7, 24, 4, [7, 4], 4, 1),
+    (3, 5, 6, 2, [5, 2, 3], 1024, 2.0**-30),  # every score is tiny
 ]
 
 
@@ -22,10 +23,10 @@ def inputs(rng, number):
         scores_BSE = torch.tensor([[[0.6, 0.2]] * 2, [[0.2, 0.6]] * 2])
         return {"scores_BSE": scores_BSE, "real_BS": torch.ones(2, 2, dtype=torch.bool), "k": 1}
     if number <= len(EDGES):
-        B, S, E, k, lengths, step = EDGES[number - 1]
+        B, S, E, k, lengths, step, factor = EDGES[number - 1]
     else:
         B, S, E = int(rng.integers(2, 6)), int(rng.integers(2, 12)), int(rng.integers(3, 17))
-        k, step = int(rng.integers(1, min(E - 1, 6) + 1)), int(rng.choice([4, 1024]))
+        k, step, factor = int(rng.integers(1, min(E - 1, 6) + 1)), int(rng.choice([4, 1024])), 1
         lengths = [int(rng.integers(0, S + 1)) for _ in range(B)]
         lengths[0] = max(1, S - 1)
     liked_BE = rng.dirichlet([0.5] * E, size=(B, 1))
@@ -33,7 +34,7 @@ def inputs(rng, number):
     real_BS = torch.zeros(B, S, dtype=torch.bool)
     for b, length in enumerate(lengths):
         real_BS[b, S - length if b % 2 else 0 : S if b % 2 else length] = True
-    scores_BSE = torch.tensor(((scores * step).round() + 1) / (step + 1), dtype=torch.float32)
+    scores_BSE = torch.tensor(factor * ((scores * step).round() + 1) / (step + 1), dtype=torch.float32)
     return {"scores_BSE": scores_BSE, "real_BS": real_BS, "k": k}
 
 
@@ -91,6 +92,18 @@ def scores_as_they_are(scores_BSE, real_BS, k):
     chosen_BSK = scores_BSE.sort(dim=-1, descending=True, stable=True).indices[..., :k]
     counts_BE = (F.one_hot(chosen_BSK, E).sum(dim=2) * real_BS1).sum(dim=1)
     totals_BE = (scores_BSE * real_BS1).sum(dim=1)
+    each_B = E / k * (counts_BE * totals_BE).sum(dim=-1) / tokens_B**2
+    batch = E / k * (counts_BE.sum(dim=0) * totals_BE.sum(dim=0)).sum() / tokens_B.sum() ** 2
+    return batch, each_B[tokens_B > 0].mean()
+
+
+def with_epsilon(scores_BSE, real_BS, k):
+    E, real_BS1, tokens_B = scores_BSE.shape[-1], real_BS[..., None], real_BS.sum(dim=1)
+    if not real_BS.any():
+        return torch.tensor(0.0), torch.tensor(0.0)
+    chosen_BSK = scores_BSE.sort(dim=-1, descending=True, stable=True).indices[..., :k]
+    counts_BE = (F.one_hot(chosen_BSK, E).sum(dim=2) * real_BS1).sum(dim=1)
+    totals_BE = (scores_BSE / (scores_BSE.sum(dim=-1, keepdim=True) + 1e-6) * real_BS1).sum(dim=1)
     each_B = E / k * (counts_BE * totals_BE).sum(dim=-1) / tokens_B**2
     batch = E / k * (counts_BE.sum(dim=0) * totals_BE.sum(dim=0)).sum() / tokens_B.sum() ** 2
     return batch, each_B[tokens_B > 0].mean()
@@ -219,7 +232,7 @@ EXERCISE = Exercise(
     difficulty=3,
     spine=False,
     inputs=inputs,
-    cases=9,
+    cases=10,
     reference=reference,
     compare=same("the batch's loss", "the sequences' loss"),
     misconceptions=(
@@ -235,6 +248,12 @@ EXERCISE = Exercise(
             "It looks like P taken from the sigmoids as they are. Divide each token's scores by their sum over the experts "
             "first.",
             "PaddlePaddle/PaddleNLP, pull request 11160: some twenty times too large",
+        ),
+        Misconception(
+            "with-epsilon",
+            with_epsilon,
+            "It looks like a small number added to a token's sum of scores. All its scores may be smaller than that: divide by the "
+            "sum as it is.",
         ),
         Misconception(
             "softmax-of-scores",

@@ -5,14 +5,15 @@ import torch
 from course.checking.compare import same
 from course.checking.exercise import Exercise, Misconception
 
-EDGES = [  # experts (0: a plain matrix), rows, columns, rows and columns of a block, NaN codes
-    (0, 4, 6, 2, 3, False),
-    (0, 5, 7, 2, 3, False),  # the last blocks are cut short
-    (3, 6, 4, 4, 4, False),  # a layer's experts at once
-    (0, 3, 2, 128, 128, False),  # smaller than a block
-    (2, 130, 129, 128, 128, False),
-    (0, 9, 6, 3, 2, True),
-    (0, 1, 9, 1, 4, False),  # blocks of one row, as activations have them
+EDGES = [  # experts (0: a plain matrix), rows, columns, rows and columns of a block, NaN codes, factor of the scales
+    (0, 4, 6, 2, 3, False, 1),
+    (0, 5, 7, 2, 3, False, 1),  # the last blocks are cut short
+    (3, 6, 4, 4, 4, False, 1),  # a layer's experts at once
+    (0, 3, 2, 128, 128, False, 1),  # smaller than a block
+    (2, 130, 129, 128, 128, False, 1),
+    (0, 9, 6, 3, 2, True, 1),
+    (0, 1, 9, 1, 4, False, 1),  # blocks of one row, as activations have them
+    (0, 6, 5, 2, 2, False, 2.0**-80),  # scales so small that whoever bounds them changes them
 ]
 
 
@@ -21,17 +22,17 @@ def inputs(rng, number):
         codes = torch.tensor([[56, 64, 184], [48, 1, 126]], dtype=torch.uint8)
         return {"codes": codes, "scale_inv": torch.tensor([[2.0, 0.5]]), "block": [2, 2]}
     if number <= len(EDGES):
-        E, N, M, rows, columns, odd = EDGES[number - 1]
+        E, N, M, rows, columns, odd, factor = EDGES[number - 1]
     else:
         E, N, M = int(rng.integers(0, 4)), int(rng.integers(2, 30)), int(rng.integers(2, 30))
-        rows, columns, odd = int(rng.integers(1, 9)), int(rng.integers(1, 9)), False
+        rows, columns, odd, factor = int(rng.integers(1, 9)), int(rng.integers(1, 9)), False, 1
     batch = (E,) if E else ()
     codes = torch.tensor(rng.integers(0, 127, size=(*batch, N, M)) + 128 * rng.integers(0, 2, size=(*batch, N, M)))
     if odd:
         codes[..., 1, 2] = 127
         codes[..., -1, 0] = 255
     shape = (*batch, -(-N // rows), -(-M // columns))
-    scales = torch.tensor(2.0 ** rng.uniform(-12, 4, size=shape), dtype=torch.float32)
+    scales = torch.tensor(factor * 2.0 ** rng.uniform(-12, 4, size=shape), dtype=torch.float32)
     return {"codes": codes.to(torch.uint8), "scale_inv": scales, "block": [rows, columns]}
 
 
@@ -150,7 +151,7 @@ EXERCISE = Exercise(
     difficulty=2,
     spine=False,
     inputs=inputs,
-    cases=10,
+    cases=11,
     reference=reference,
     compare=same("the weights"),
     misconceptions=(

@@ -13,7 +13,9 @@ EDGES = [  # modules, sequences, length, vocabulary, lengths of the documents of
     (2, 1, 4, 4, [[2, 2]], torch.float32),  # nothing to predict
     (2, 3, 9, 40, [[4, 5], [9], [3, 3, 3]], torch.bfloat16),
     (4, 1, 3, 5, [[3]], torch.float32),  # modules that look further than the sequence is long
+    (2, 2, 8, 6, [[5, 3], [2, 6]], torch.float32),  # NaN wherever nothing counts, and a document number 0
 ]
+NAN = 7
 
 
 def inputs(rng, number):
@@ -38,10 +40,14 @@ def inputs(rng, number):
             documents.append([cut, S - cut] if rng.integers(2) else [S])
     logits_MBSV = torch.tensor(2 * rng.standard_normal((M, B, S, V)), dtype=torch.float32).to(dtype)
     tokens_BS = torch.tensor(rng.integers(0, V, size=(B, S)))
-    names = rng.permutation(100)
+    names = rng.permutation(2 if number == NAN else 100)
     rows = [torch.repeat_interleave(torch.tensor(names[: len(row)]), torch.tensor(row)) for row in documents]
-    weight = float(rng.choice([0.1, 0.3, 0.5]))
-    return {"logits_MBSV": logits_MBSV, "tokens_BS": tokens_BS, "document_BS": torch.stack(rows), "weight": weight}
+    document_BS, weight = torch.stack(rows), float(rng.choice([0.1, 0.3, 0.5]))
+    if number == NAN:
+        for ahead, logits_BSV in enumerate(logits_MBSV, start=2):
+            logits_BSV[:, S - ahead :] = torch.nan
+            logits_BSV[:, : S - ahead][document_BS[:, ahead:] != document_BS[:, : S - ahead]] = torch.nan
+    return {"logits_MBSV": logits_MBSV, "tokens_BS": tokens_BS, "document_BS": document_BS, "weight": weight}
 
 
 def reference(logits_MBSV, tokens_BS, document_BS, weight):
@@ -53,7 +59,7 @@ def reference(logits_MBSV, tokens_BS, document_BS, weight):
         logits_BNV, targets_BN = logits_MBSV[k - 1, :, :last].float(), tokens_BS[:, ahead:]
         counted_BN = document_BS[:, :last] == document_BS[:, ahead:]
         nats_BN = F.cross_entropy(logits_BNV.flatten(0, 1), targets_BN.flatten(), reduction="none").view(B, last)
-        losses.append((nats_BN * counted_BN).sum() / counted_BN.sum().clamp(min=1))
+        losses.append(nats_BN[counted_BN].sum() / counted_BN.sum().clamp(min=1))
     losses_M = torch.stack(losses)
     return losses_M, weight / M * losses_M.sum()
 
@@ -79,7 +85,7 @@ def one_too_near(logits_MBSV, tokens_BS, document_BS, weight):
         logits_BNV, targets_BN = logits_MBSV[k - 1, :, :last].float(), tokens_BS[:, ahead:]
         counted_BN = document_BS[:, :last] == document_BS[:, ahead:]
         nats_BN = F.cross_entropy(logits_BNV.flatten(0, 1), targets_BN.flatten(), reduction="none").view(B, last)
-        losses.append((nats_BN * counted_BN).sum() / counted_BN.sum().clamp(min=1))
+        losses.append(nats_BN[counted_BN].sum() / counted_BN.sum().clamp(min=1))
     losses_M = torch.stack(losses)
     return losses_M, weight / M * losses_M.sum()
 
@@ -93,7 +99,7 @@ def one_too_far(logits_MBSV, tokens_BS, document_BS, weight):
         logits_BNV, targets_BN = logits_MBSV[k - 1, :, :last].float(), tokens_BS[:, ahead:]
         counted_BN = document_BS[:, :last] == document_BS[:, ahead:]
         nats_BN = F.cross_entropy(logits_BNV.flatten(0, 1), targets_BN.flatten(), reduction="none").view(B, last)
-        losses.append((nats_BN * counted_BN).sum() / counted_BN.sum().clamp(min=1))
+        losses.append(nats_BN[counted_BN].sum() / counted_BN.sum().clamp(min=1))
     losses_M = torch.stack(losses)
     return losses_M, weight / M * losses_M.sum()
 
@@ -107,7 +113,7 @@ def all_alike(logits_MBSV, tokens_BS, document_BS, weight):
         logits_BNV, targets_BN = logits_MBSV[k - 1, :, :last].float(), tokens_BS[:, ahead:]
         counted_BN = document_BS[:, :last] == document_BS[:, ahead:]
         nats_BN = F.cross_entropy(logits_BNV.flatten(0, 1), targets_BN.flatten(), reduction="none").view(B, last)
-        losses.append((nats_BN * counted_BN).sum() / counted_BN.sum().clamp(min=1))
+        losses.append(nats_BN[counted_BN].sum() / counted_BN.sum().clamp(min=1))
     losses_M = torch.stack(losses)
     return losses_M, weight / M * losses_M.sum()
 
@@ -121,7 +127,7 @@ def across_documents(logits_MBSV, tokens_BS, document_BS, weight):
         logits_BNV, targets_BN = logits_MBSV[k - 1, :, :last].float(), tokens_BS[:, ahead:]
         counted_BN = torch.ones_like(targets_BN, dtype=torch.bool)
         nats_BN = F.cross_entropy(logits_BNV.flatten(0, 1), targets_BN.flatten(), reduction="none").view(B, last)
-        losses.append((nats_BN * counted_BN).sum() / counted_BN.sum().clamp(min=1))
+        losses.append(nats_BN[counted_BN].sum() / counted_BN.sum().clamp(min=1))
     losses_M = torch.stack(losses)
     return losses_M, weight / M * losses_M.sum()
 
@@ -135,7 +141,7 @@ def border_checked_late(logits_MBSV, tokens_BS, document_BS, weight):
         logits_BNV, targets_BN = logits_MBSV[k - 1, :, :last].float(), tokens_BS[:, ahead:]
         counted_BN = document_BS[:, ahead - 1 : S - 1] == document_BS[:, ahead:]
         nats_BN = F.cross_entropy(logits_BNV.flatten(0, 1), targets_BN.flatten(), reduction="none").view(B, last)
-        losses.append((nats_BN * counted_BN).sum() / counted_BN.sum().clamp(min=1))
+        losses.append(nats_BN[counted_BN].sum() / counted_BN.sum().clamp(min=1))
     losses_M = torch.stack(losses)
     return losses_M, weight / M * losses_M.sum()
 
@@ -149,7 +155,7 @@ def next_token_checked(logits_MBSV, tokens_BS, document_BS, weight):
         logits_BNV, targets_BN = logits_MBSV[k - 1, :, :last].float(), tokens_BS[:, ahead:]
         counted_BN = document_BS[:, :last] == document_BS[:, 1 : last + 1]
         nats_BN = F.cross_entropy(logits_BNV.flatten(0, 1), targets_BN.flatten(), reduction="none").view(B, last)
-        losses.append((nats_BN * counted_BN).sum() / counted_BN.sum().clamp(min=1))
+        losses.append(nats_BN[counted_BN].sum() / counted_BN.sum().clamp(min=1))
     losses_M = torch.stack(losses)
     return losses_M, weight / M * losses_M.sum()
 
@@ -163,7 +169,7 @@ def over_all_positions(logits_MBSV, tokens_BS, document_BS, weight):
         logits_BNV, targets_BN = logits_MBSV[k - 1, :, :last].float(), tokens_BS[:, ahead:]
         counted_BN = document_BS[:, :last] == document_BS[:, ahead:]
         nats_BN = F.cross_entropy(logits_BNV.flatten(0, 1), targets_BN.flatten(), reduction="none").view(B, last)
-        losses.append((nats_BN * counted_BN).sum() / (B * S))
+        losses.append(nats_BN[counted_BN].sum() / (B * S))
     losses_M = torch.stack(losses)
     return losses_M, weight / M * losses_M.sum()
 
@@ -177,7 +183,7 @@ def over_possible_positions(logits_MBSV, tokens_BS, document_BS, weight):
         logits_BNV, targets_BN = logits_MBSV[k - 1, :, :last].float(), tokens_BS[:, ahead:]
         counted_BN = document_BS[:, :last] == document_BS[:, ahead:]
         nats_BN = F.cross_entropy(logits_BNV.flatten(0, 1), targets_BN.flatten(), reduction="none").view(B, last)
-        losses.append((nats_BN * counted_BN).sum() / max(B * last, 1))
+        losses.append(nats_BN[counted_BN].sum() / max(B * last, 1))
     losses_M = torch.stack(losses)
     return losses_M, weight / M * losses_M.sum()
 
@@ -191,7 +197,7 @@ def mean_of_sequences(logits_MBSV, tokens_BS, document_BS, weight):
         logits_BNV, targets_BN = logits_MBSV[k - 1, :, :last].float(), tokens_BS[:, ahead:]
         counted_BN = document_BS[:, :last] == document_BS[:, ahead:]
         nats_BN = F.cross_entropy(logits_BNV.flatten(0, 1), targets_BN.flatten(), reduction="none").view(B, last)
-        losses.append(((nats_BN * counted_BN).sum(1) / counted_BN.sum(1).clamp(min=1)).mean())
+        losses.append((nats_BN.where(counted_BN, 0).sum(1) / counted_BN.sum(1).clamp(min=1)).mean())
     losses_M = torch.stack(losses)
     return losses_M, weight / M * losses_M.sum()
 
@@ -205,7 +211,7 @@ def not_over_modules(logits_MBSV, tokens_BS, document_BS, weight):
         logits_BNV, targets_BN = logits_MBSV[k - 1, :, :last].float(), tokens_BS[:, ahead:]
         counted_BN = document_BS[:, :last] == document_BS[:, ahead:]
         nats_BN = F.cross_entropy(logits_BNV.flatten(0, 1), targets_BN.flatten(), reduction="none").view(B, last)
-        losses.append((nats_BN * counted_BN).sum() / counted_BN.sum().clamp(min=1))
+        losses.append(nats_BN[counted_BN].sum() / counted_BN.sum().clamp(min=1))
     losses_M = torch.stack(losses)
     return losses_M, weight * losses_M.sum()
 
@@ -219,7 +225,7 @@ def weight_forgotten(logits_MBSV, tokens_BS, document_BS, weight):
         logits_BNV, targets_BN = logits_MBSV[k - 1, :, :last].float(), tokens_BS[:, ahead:]
         counted_BN = document_BS[:, :last] == document_BS[:, ahead:]
         nats_BN = F.cross_entropy(logits_BNV.flatten(0, 1), targets_BN.flatten(), reduction="none").view(B, last)
-        losses.append((nats_BN * counted_BN).sum() / counted_BN.sum().clamp(min=1))
+        losses.append(nats_BN[counted_BN].sum() / counted_BN.sum().clamp(min=1))
     losses_M = torch.stack(losses)
     return losses_M, losses_M.sum() / M
 
@@ -232,8 +238,8 @@ def all_positions_pooled(logits_MBSV, tokens_BS, document_BS, weight):
         logits_BNV, targets_BN = logits_MBSV[k - 1, :, :last].float(), tokens_BS[:, k + 1 :]
         counted_BN = document_BS[:, :last] == document_BS[:, k + 1 :]
         nats_BN = F.cross_entropy(logits_BNV.flatten(0, 1), targets_BN.flatten(), reduction="none").view(B, last)
-        losses.append((nats_BN * counted_BN).sum() / counted_BN.sum().clamp(min=1))
-        every, number = every + (nats_BN * counted_BN).sum(), number + counted_BN.sum()
+        losses.append(nats_BN[counted_BN].sum() / counted_BN.sum().clamp(min=1))
+        every, number = every + nats_BN[counted_BN].sum(), number + counted_BN.sum()
     return torch.stack(losses), weight * every / number.clamp(min=1)
 
 
@@ -246,9 +252,23 @@ def empty_modules_left_out(logits_MBSV, tokens_BS, document_BS, weight):
         logits_BNV, targets_BN = logits_MBSV[k - 1, :, :last].float(), tokens_BS[:, ahead:]
         counted_BN = document_BS[:, :last] == document_BS[:, ahead:]
         nats_BN = F.cross_entropy(logits_BNV.flatten(0, 1), targets_BN.flatten(), reduction="none").view(B, last)
-        losses.append((nats_BN * counted_BN).sum() / counted_BN.sum().clamp(min=1))
+        losses.append(nats_BN[counted_BN].sum() / counted_BN.sum().clamp(min=1))
     losses_M = torch.stack(losses)
     return losses_M, weight / max(int((losses_M > 0).sum()), 1) * losses_M.sum()
+
+
+def masked_by_product(logits_MBSV, tokens_BS, document_BS, weight):
+    M, B, S = logits_MBSV.shape[:3]
+    losses = []
+    for k in range(1, M + 1):
+        ahead = k + 1
+        last = max(S - ahead, 0)
+        logits_BNV, targets_BN = logits_MBSV[k - 1, :, :last].float(), tokens_BS[:, ahead:]
+        counted_BN = document_BS[:, :last] == document_BS[:, ahead:]
+        nats_BN = F.cross_entropy(logits_BNV.flatten(0, 1), targets_BN.flatten(), reduction="none").view(B, last)
+        losses.append((nats_BN * counted_BN).sum() / counted_BN.sum().clamp(min=1))
+    losses_M = torch.stack(losses)
+    return losses_M, weight / M * losses_M.sum()
 
 
 def in_low_precision(logits_MBSV, tokens_BS, document_BS, weight):
@@ -262,7 +282,7 @@ def in_low_precision(logits_MBSV, tokens_BS, document_BS, weight):
         nats_BN = (
             F.cross_entropy(logits_BNV.flatten(0, 1), targets_BN.flatten(), reduction="none").view(B, last).float()
         )
-        losses.append((nats_BN * counted_BN).sum() / counted_BN.sum().clamp(min=1))
+        losses.append(nats_BN[counted_BN].sum() / counted_BN.sum().clamp(min=1))
     losses_M = torch.stack(losses)
     return losses_M, weight / M * losses_M.sum()
 
@@ -273,7 +293,7 @@ def wraps_around(logits_MBSV, tokens_BS, document_BS, weight):
         targets_BS, theirs_BS = tokens_BS.roll(-k - 1, 1), document_BS.roll(-k - 1, 1)
         counted_BS = theirs_BS == document_BS
         nats_BS = F.cross_entropy(logits_BSV.flatten(0, 1), targets_BS.flatten(), reduction="none").view_as(targets_BS)
-        losses.append((nats_BS * counted_BS).sum() / counted_BS.sum().clamp(min=1))
+        losses.append(nats_BS[counted_BS].sum() / counted_BS.sum().clamp(min=1))
     losses_M = torch.stack(losses)
     return losses_M, weight / len(losses_M) * losses_M.sum()
 
@@ -288,7 +308,7 @@ EXERCISE = Exercise(
     difficulty=3,
     spine=False,
     inputs=inputs,
-    cases=10,
+    cases=11,
     reference=reference,
     compare=same("losses", "total"),
     misconceptions=(
@@ -368,6 +388,12 @@ EXERCISE = Exercise(
             "predict has loss 0 and counts.",
         ),
         Misconception(
+            "masked-by-product",
+            masked_by_product,
+            "It looks like a mask that multiplies. Zero times NaN is NaN: where nothing counts the logits may be anything, so "
+            "select what counts.",
+        ),
+        Misconception(
             "low-precision",
             in_low_precision,
             "It looks like a cross entropy in bfloat16. Widen the logits to float32 first.",
@@ -385,7 +411,7 @@ EXERCISE = Exercise(
         "for module 2.",
         "Module k: logits without the last k + 1 positions, tokens without the first k + 1, documents of both "
         "compared.",
-        "Cross entropy of each position, zero where the documents differ, summed, over the number where they are "
-        "the same (at least 1).",
+        "Cross entropy of each position, those selected where the documents are the same, summed, over their number "
+        "(at least 1).",
     ),
 )

@@ -14,6 +14,23 @@ STRANGERS = [
     "model.layers.2.mlp.router.weight",
     "model.layers.1.self_attn.rotary_emb.cos",
     "model.embed_tokens.weight_scale",
+    # a known name with something before it, behind it or between
+    "visual.model.layers.0.input_layernorm.weight",
+    "model.model.norm.weight",
+    "model.layers.0.self_attn.o_proj.weight_packed",
+    "model.layers.1.mlp.gate.e_score_correction_bias.old",
+    "model.layers.1.mlp.experts.down_proj.weight",
+    "model.layers.1.mlp.experts.gate_up_proj.weight",
+    "model.layers.1.mlp.experts.all.up_proj.weight",
+    "model.layers.1.mlp.adapter.up_proj.weight",
+    "model.layers.1.mlp.experts.0.adapter.up_proj.weight",
+    "model.layers.last.input_layernorm.weight",
+    # parts of a module in a block, and scales of what nobody knows
+    "model.layers.0.embed_tokens.weight",
+    "model.layers.1.shared_head.norm.weight",
+    "model.layers.1.shared_head.head.weight",
+    "model.layers.2.mlp.router.weight_scale_inv",
+    "model.layers.1.eh_proj.weight_scale_inv",
 ]
 
 
@@ -60,7 +77,8 @@ def inputs(rng, number):
     if number == 3:
         return {"names": [], "layers": 2}
     if number == 4:  # names that are none
-        return {"names": ["model.norm.weight", *STRANGERS, *layer_names(3, True, [], False, True)], "layers": 4}
+        scaled = [*layer_names(3, True, [], False, True), "lm_head.weight_scale_inv"]
+        return {"names": ["model.norm.weight", *STRANGERS, *scaled], "layers": 4}
     layers, modules = int(rng.integers(2, 14)), int(rng.integers(0, 3))
     names = [*WHOLE, "model.layers.1.self_attn.rotary_emb.inv_freq"]
     for layer in range(layers):
@@ -73,6 +91,8 @@ def inputs(rng, number):
 
 
 def reference(names, layers):
+    import re
+
     whole = {"model.embed_tokens.weight": "embedding", "model.norm.weight": "norm", "lm_head.weight": "head"}
     inside = {
         "input_layernorm.weight": "attention_norm", "post_attention_layernorm.weight": "feed_forward_norm",
@@ -94,18 +114,20 @@ def reference(names, layers):
         place, parts = whole.get(bare), bare.split(".", 3)
         if bare.endswith("rotary_emb.inv_freq"):
             continue
-        if bare.startswith("model.layers.") and len(parts) == 4:
+        if bare.startswith("model.layers.") and len(parts) == 4 and parts[2].isdigit():
             layer, rest = int(parts[2]), parts[3]
             start = f"blocks.{layer}" if layer < layers else f"mtp.{layer - layers}"
             if layer >= layers and rest in copies:
                 continue
             known = inside | further if layer >= layers else inside
-            pieces = rest.split(".")
+            found = re.fullmatch(r"mlp\.(shared_experts\.|experts\.(\d+)\.)?(gate|up|down)_proj\.weight", rest)
             if rest in known:
                 place = f"{start}.{known[rest]}"
-            elif pieces[0] == "mlp" and pieces[-1] == "weight" and pieces[-2] in ("gate_proj", "up_proj", "down_proj"):
-                middle = {0: "feed_forward", 1: "shared", 2: f"experts.{pieces[-3]}"}[len(pieces) - 3]
-                place = f"{start}.{middle}.{pieces[-2].removesuffix('_proj')}"
+            elif found:
+                which, expert, part = found.groups()
+                place = (
+                    f"{start}.{'feed_forward' if which is None else f'experts.{expert}' if expert else 'shared'}.{part}"
+                )
         if place is None:
             unknown.append(name)
         else:
@@ -164,6 +186,8 @@ def by_patterns(names, layers):
 
 
 def modules_as_blocks(names, layers):
+    import re
+
     whole = {"model.embed_tokens.weight": "embedding", "model.norm.weight": "norm", "lm_head.weight": "head"}
     inside = {
         "input_layernorm.weight": "attention_norm", "post_attention_layernorm.weight": "feed_forward_norm",
@@ -185,18 +209,20 @@ def modules_as_blocks(names, layers):
         place, parts = whole.get(bare), bare.split(".", 3)
         if bare.endswith("rotary_emb.inv_freq"):
             continue
-        if bare.startswith("model.layers.") and len(parts) == 4:
+        if bare.startswith("model.layers.") and len(parts) == 4 and parts[2].isdigit():
             layer, rest = int(parts[2]), parts[3]
             start = f"blocks.{layer}"
             if layer >= layers and rest in copies:
                 continue
             known = inside | further if layer >= layers else inside
-            pieces = rest.split(".")
+            found = re.fullmatch(r"mlp\.(shared_experts\.|experts\.(\d+)\.)?(gate|up|down)_proj\.weight", rest)
             if rest in known:
                 place = f"{start}.{known[rest]}"
-            elif pieces[0] == "mlp" and pieces[-1] == "weight" and pieces[-2] in ("gate_proj", "up_proj", "down_proj"):
-                middle = {0: "feed_forward", 1: "shared", 2: f"experts.{pieces[-3]}"}[len(pieces) - 3]
-                place = f"{start}.{middle}.{pieces[-2].removesuffix('_proj')}"
+            elif found:
+                which, expert, part = found.groups()
+                place = (
+                    f"{start}.{'feed_forward' if which is None else f'experts.{expert}' if expert else 'shared'}.{part}"
+                )
         if place is None:
             unknown.append(name)
         else:
@@ -205,6 +231,8 @@ def modules_as_blocks(names, layers):
 
 
 def modules_from_one(names, layers):
+    import re
+
     whole = {"model.embed_tokens.weight": "embedding", "model.norm.weight": "norm", "lm_head.weight": "head"}
     inside = {
         "input_layernorm.weight": "attention_norm", "post_attention_layernorm.weight": "feed_forward_norm",
@@ -226,18 +254,20 @@ def modules_from_one(names, layers):
         place, parts = whole.get(bare), bare.split(".", 3)
         if bare.endswith("rotary_emb.inv_freq"):
             continue
-        if bare.startswith("model.layers.") and len(parts) == 4:
+        if bare.startswith("model.layers.") and len(parts) == 4 and parts[2].isdigit():
             layer, rest = int(parts[2]), parts[3]
             start = f"blocks.{layer}" if layer < layers else f"mtp.{layer - layers + 1}"
             if layer >= layers and rest in copies:
                 continue
             known = inside | further if layer >= layers else inside
-            pieces = rest.split(".")
+            found = re.fullmatch(r"mlp\.(shared_experts\.|experts\.(\d+)\.)?(gate|up|down)_proj\.weight", rest)
             if rest in known:
                 place = f"{start}.{known[rest]}"
-            elif pieces[0] == "mlp" and pieces[-1] == "weight" and pieces[-2] in ("gate_proj", "up_proj", "down_proj"):
-                middle = {0: "feed_forward", 1: "shared", 2: f"experts.{pieces[-3]}"}[len(pieces) - 3]
-                place = f"{start}.{middle}.{pieces[-2].removesuffix('_proj')}"
+            elif found:
+                which, expert, part = found.groups()
+                place = (
+                    f"{start}.{'feed_forward' if which is None else f'experts.{expert}' if expert else 'shared'}.{part}"
+                )
         if place is None:
             unknown.append(name)
         else:
@@ -246,6 +276,8 @@ def modules_from_one(names, layers):
 
 
 def copies_kept(names, layers):
+    import re
+
     whole = {"model.embed_tokens.weight": "embedding", "model.norm.weight": "norm", "lm_head.weight": "head"}
     inside = {
         "input_layernorm.weight": "attention_norm", "post_attention_layernorm.weight": "feed_forward_norm",
@@ -267,16 +299,18 @@ def copies_kept(names, layers):
         place, parts = whole.get(bare), bare.split(".", 3)
         if bare.endswith("rotary_emb.inv_freq"):
             continue
-        if bare.startswith("model.layers.") and len(parts) == 4:
+        if bare.startswith("model.layers.") and len(parts) == 4 and parts[2].isdigit():
             layer, rest = int(parts[2]), parts[3]
             start = f"blocks.{layer}" if layer < layers else f"mtp.{layer - layers}"
             known = inside | further if layer >= layers else inside
-            pieces = rest.split(".")
+            found = re.fullmatch(r"mlp\.(shared_experts\.|experts\.(\d+)\.)?(gate|up|down)_proj\.weight", rest)
             if rest in known:
                 place = f"{start}.{known[rest]}"
-            elif pieces[0] == "mlp" and pieces[-1] == "weight" and pieces[-2] in ("gate_proj", "up_proj", "down_proj"):
-                middle = {0: "feed_forward", 1: "shared", 2: f"experts.{pieces[-3]}"}[len(pieces) - 3]
-                place = f"{start}.{middle}.{pieces[-2].removesuffix('_proj')}"
+            elif found:
+                which, expert, part = found.groups()
+                place = (
+                    f"{start}.{'feed_forward' if which is None else f'experts.{expert}' if expert else 'shared'}.{part}"
+                )
         if place is None:
             unknown.append(name)
         else:
@@ -285,6 +319,8 @@ def copies_kept(names, layers):
 
 
 def copies_unknown(names, layers):
+    import re
+
     whole = {"model.embed_tokens.weight": "embedding", "model.norm.weight": "norm", "lm_head.weight": "head"}
     inside = {
         "input_layernorm.weight": "attention_norm", "post_attention_layernorm.weight": "feed_forward_norm",
@@ -305,16 +341,18 @@ def copies_unknown(names, layers):
         place, parts = whole.get(bare), bare.split(".", 3)
         if bare.endswith("rotary_emb.inv_freq"):
             continue
-        if bare.startswith("model.layers.") and len(parts) == 4:
+        if bare.startswith("model.layers.") and len(parts) == 4 and parts[2].isdigit():
             layer, rest = int(parts[2]), parts[3]
             start = f"blocks.{layer}" if layer < layers else f"mtp.{layer - layers}"
             known = inside | further if layer >= layers else inside
-            pieces = rest.split(".")
+            found = re.fullmatch(r"mlp\.(shared_experts\.|experts\.(\d+)\.)?(gate|up|down)_proj\.weight", rest)
             if rest in known:
                 place = f"{start}.{known[rest]}"
-            elif pieces[0] == "mlp" and pieces[-1] == "weight" and pieces[-2] in ("gate_proj", "up_proj", "down_proj"):
-                middle = {0: "feed_forward", 1: "shared", 2: f"experts.{pieces[-3]}"}[len(pieces) - 3]
-                place = f"{start}.{middle}.{pieces[-2].removesuffix('_proj')}"
+            elif found:
+                which, expert, part = found.groups()
+                place = (
+                    f"{start}.{'feed_forward' if which is None else f'experts.{expert}' if expert else 'shared'}.{part}"
+                )
         if place is None:
             unknown.append(name)
         else:
@@ -323,6 +361,8 @@ def copies_unknown(names, layers):
 
 
 def frequencies_unknown(names, layers):
+    import re
+
     whole = {"model.embed_tokens.weight": "embedding", "model.norm.weight": "norm", "lm_head.weight": "head"}
     inside = {
         "input_layernorm.weight": "attention_norm", "post_attention_layernorm.weight": "feed_forward_norm",
@@ -342,18 +382,20 @@ def frequencies_unknown(names, layers):
     for name in names:
         bare, scale = (name[: -len("_scale_inv")], ".scale") if name.endswith("_scale_inv") else (name, "")
         place, parts = whole.get(bare), bare.split(".", 3)
-        if bare.startswith("model.layers.") and len(parts) == 4:
+        if bare.startswith("model.layers.") and len(parts) == 4 and parts[2].isdigit():
             layer, rest = int(parts[2]), parts[3]
             start = f"blocks.{layer}" if layer < layers else f"mtp.{layer - layers}"
             if layer >= layers and rest in copies:
                 continue
             known = inside | further if layer >= layers else inside
-            pieces = rest.split(".")
+            found = re.fullmatch(r"mlp\.(shared_experts\.|experts\.(\d+)\.)?(gate|up|down)_proj\.weight", rest)
             if rest in known:
                 place = f"{start}.{known[rest]}"
-            elif pieces[0] == "mlp" and pieces[-1] == "weight" and pieces[-2] in ("gate_proj", "up_proj", "down_proj"):
-                middle = {0: "feed_forward", 1: "shared", 2: f"experts.{pieces[-3]}"}[len(pieces) - 3]
-                place = f"{start}.{middle}.{pieces[-2].removesuffix('_proj')}"
+            elif found:
+                which, expert, part = found.groups()
+                place = (
+                    f"{start}.{'feed_forward' if which is None else f'experts.{expert}' if expert else 'shared'}.{part}"
+                )
         if place is None:
             unknown.append(name)
         else:
@@ -362,6 +404,8 @@ def frequencies_unknown(names, layers):
 
 
 def norms_swapped(names, layers):
+    import re
+
     whole = {"model.embed_tokens.weight": "embedding", "model.norm.weight": "norm", "lm_head.weight": "head"}
     inside = {
         "input_layernorm.weight": "feed_forward_norm", "post_attention_layernorm.weight": "attention_norm",
@@ -383,18 +427,20 @@ def norms_swapped(names, layers):
         place, parts = whole.get(bare), bare.split(".", 3)
         if bare.endswith("rotary_emb.inv_freq"):
             continue
-        if bare.startswith("model.layers.") and len(parts) == 4:
+        if bare.startswith("model.layers.") and len(parts) == 4 and parts[2].isdigit():
             layer, rest = int(parts[2]), parts[3]
             start = f"blocks.{layer}" if layer < layers else f"mtp.{layer - layers}"
             if layer >= layers and rest in copies:
                 continue
             known = inside | further if layer >= layers else inside
-            pieces = rest.split(".")
+            found = re.fullmatch(r"mlp\.(shared_experts\.|experts\.(\d+)\.)?(gate|up|down)_proj\.weight", rest)
             if rest in known:
                 place = f"{start}.{known[rest]}"
-            elif pieces[0] == "mlp" and pieces[-1] == "weight" and pieces[-2] in ("gate_proj", "up_proj", "down_proj"):
-                middle = {0: "feed_forward", 1: "shared", 2: f"experts.{pieces[-3]}"}[len(pieces) - 3]
-                place = f"{start}.{middle}.{pieces[-2].removesuffix('_proj')}"
+            elif found:
+                which, expert, part = found.groups()
+                place = (
+                    f"{start}.{'feed_forward' if which is None else f'experts.{expert}' if expert else 'shared'}.{part}"
+                )
         if place is None:
             unknown.append(name)
         else:
@@ -403,6 +449,8 @@ def norms_swapped(names, layers):
 
 
 def module_norms_swapped(names, layers):
+    import re
+
     whole = {"model.embed_tokens.weight": "embedding", "model.norm.weight": "norm", "lm_head.weight": "head"}
     inside = {
         "input_layernorm.weight": "attention_norm", "post_attention_layernorm.weight": "feed_forward_norm",
@@ -424,18 +472,20 @@ def module_norms_swapped(names, layers):
         place, parts = whole.get(bare), bare.split(".", 3)
         if bare.endswith("rotary_emb.inv_freq"):
             continue
-        if bare.startswith("model.layers.") and len(parts) == 4:
+        if bare.startswith("model.layers.") and len(parts) == 4 and parts[2].isdigit():
             layer, rest = int(parts[2]), parts[3]
             start = f"blocks.{layer}" if layer < layers else f"mtp.{layer - layers}"
             if layer >= layers and rest in copies:
                 continue
             known = inside | further if layer >= layers else inside
-            pieces = rest.split(".")
+            found = re.fullmatch(r"mlp\.(shared_experts\.|experts\.(\d+)\.)?(gate|up|down)_proj\.weight", rest)
             if rest in known:
                 place = f"{start}.{known[rest]}"
-            elif pieces[0] == "mlp" and pieces[-1] == "weight" and pieces[-2] in ("gate_proj", "up_proj", "down_proj"):
-                middle = {0: "feed_forward", 1: "shared", 2: f"experts.{pieces[-3]}"}[len(pieces) - 3]
-                place = f"{start}.{middle}.{pieces[-2].removesuffix('_proj')}"
+            elif found:
+                which, expert, part = found.groups()
+                place = (
+                    f"{start}.{'feed_forward' if which is None else f'experts.{expert}' if expert else 'shared'}.{part}"
+                )
         if place is None:
             unknown.append(name)
         else:
@@ -444,6 +494,8 @@ def module_norms_swapped(names, layers):
 
 
 def gate_for_gate_proj(names, layers):
+    import re
+
     whole = {"model.embed_tokens.weight": "embedding", "model.norm.weight": "norm", "lm_head.weight": "head"}
     inside = {
         "input_layernorm.weight": "attention_norm", "post_attention_layernorm.weight": "feed_forward_norm",
@@ -465,18 +517,20 @@ def gate_for_gate_proj(names, layers):
         place, parts = whole.get(bare), bare.split(".", 3)
         if bare.endswith("rotary_emb.inv_freq"):
             continue
-        if bare.startswith("model.layers.") and len(parts) == 4:
+        if bare.startswith("model.layers.") and len(parts) == 4 and parts[2].isdigit():
             layer, rest = int(parts[2]), parts[3]
             start = f"blocks.{layer}" if layer < layers else f"mtp.{layer - layers}"
             if layer >= layers and rest in copies:
                 continue
             known = inside | further if layer >= layers else inside
-            pieces = rest.split(".")
+            found = re.fullmatch(r"mlp\.(shared_experts\.|experts\.(\d+)\.)?(gate|up|down)_proj\.weight", rest)
             if rest in known:
                 place = f"{start}.{known[rest]}"
-            elif pieces[0] == "mlp" and pieces[-1] == "weight" and pieces[-2] in ("gate_proj", "up_proj", "down_proj"):
-                middle = {0: "feed_forward", 1: "shared", 2: f"experts.{pieces[-3]}"}[len(pieces) - 3]
-                place = f"{start}.{middle}.{pieces[-2].removesuffix('_proj')}"
+            elif found:
+                which, expert, part = found.groups()
+                place = (
+                    f"{start}.{'feed_forward' if which is None else f'experts.{expert}' if expert else 'shared'}.{part}"
+                )
         if place is None:
             unknown.append(name)
         else:
@@ -485,6 +539,8 @@ def gate_for_gate_proj(names, layers):
 
 
 def scales_unknown(names, layers):
+    import re
+
     whole = {"model.embed_tokens.weight": "embedding", "model.norm.weight": "norm", "lm_head.weight": "head"}
     inside = {
         "input_layernorm.weight": "attention_norm", "post_attention_layernorm.weight": "feed_forward_norm",
@@ -506,18 +562,20 @@ def scales_unknown(names, layers):
         place, parts = whole.get(bare), bare.split(".", 3)
         if bare.endswith("rotary_emb.inv_freq"):
             continue
-        if bare.startswith("model.layers.") and len(parts) == 4:
+        if bare.startswith("model.layers.") and len(parts) == 4 and parts[2].isdigit():
             layer, rest = int(parts[2]), parts[3]
             start = f"blocks.{layer}" if layer < layers else f"mtp.{layer - layers}"
             if layer >= layers and rest in copies:
                 continue
             known = inside | further if layer >= layers else inside
-            pieces = rest.split(".")
+            found = re.fullmatch(r"mlp\.(shared_experts\.|experts\.(\d+)\.)?(gate|up|down)_proj\.weight", rest)
             if rest in known:
                 place = f"{start}.{known[rest]}"
-            elif pieces[0] == "mlp" and pieces[-1] == "weight" and pieces[-2] in ("gate_proj", "up_proj", "down_proj"):
-                middle = {0: "feed_forward", 1: "shared", 2: f"experts.{pieces[-3]}"}[len(pieces) - 3]
-                place = f"{start}.{middle}.{pieces[-2].removesuffix('_proj')}"
+            elif found:
+                which, expert, part = found.groups()
+                place = (
+                    f"{start}.{'feed_forward' if which is None else f'experts.{expert}' if expert else 'shared'}.{part}"
+                )
         if place is None:
             unknown.append(name)
         else:
@@ -526,6 +584,8 @@ def scales_unknown(names, layers):
 
 
 def scales_over_weights(names, layers):
+    import re
+
     whole = {"model.embed_tokens.weight": "embedding", "model.norm.weight": "norm", "lm_head.weight": "head"}
     inside = {
         "input_layernorm.weight": "attention_norm", "post_attention_layernorm.weight": "feed_forward_norm",
@@ -547,18 +607,20 @@ def scales_over_weights(names, layers):
         place, parts = whole.get(bare), bare.split(".", 3)
         if bare.endswith("rotary_emb.inv_freq"):
             continue
-        if bare.startswith("model.layers.") and len(parts) == 4:
+        if bare.startswith("model.layers.") and len(parts) == 4 and parts[2].isdigit():
             layer, rest = int(parts[2]), parts[3]
             start = f"blocks.{layer}" if layer < layers else f"mtp.{layer - layers}"
             if layer >= layers and rest in copies:
                 continue
             known = inside | further if layer >= layers else inside
-            pieces = rest.split(".")
+            found = re.fullmatch(r"mlp\.(shared_experts\.|experts\.(\d+)\.)?(gate|up|down)_proj\.weight", rest)
             if rest in known:
                 place = f"{start}.{known[rest]}"
-            elif pieces[0] == "mlp" and pieces[-1] == "weight" and pieces[-2] in ("gate_proj", "up_proj", "down_proj"):
-                middle = {0: "feed_forward", 1: "shared", 2: f"experts.{pieces[-3]}"}[len(pieces) - 3]
-                place = f"{start}.{middle}.{pieces[-2].removesuffix('_proj')}"
+            elif found:
+                which, expert, part = found.groups()
+                place = (
+                    f"{start}.{'feed_forward' if which is None else f'experts.{expert}' if expert else 'shared'}.{part}"
+                )
         if place is None:
             unknown.append(name)
         else:
@@ -567,6 +629,8 @@ def scales_over_weights(names, layers):
 
 
 def strangers_dropped(names, layers):
+    import re
+
     whole = {"model.embed_tokens.weight": "embedding", "model.norm.weight": "norm", "lm_head.weight": "head"}
     inside = {
         "input_layernorm.weight": "attention_norm", "post_attention_layernorm.weight": "feed_forward_norm",
@@ -588,18 +652,20 @@ def strangers_dropped(names, layers):
         place, parts = whole.get(bare), bare.split(".", 3)
         if bare.endswith("rotary_emb.inv_freq"):
             continue
-        if bare.startswith("model.layers.") and len(parts) == 4:
+        if bare.startswith("model.layers.") and len(parts) == 4 and parts[2].isdigit():
             layer, rest = int(parts[2]), parts[3]
             start = f"blocks.{layer}" if layer < layers else f"mtp.{layer - layers}"
             if layer >= layers and rest in copies:
                 continue
             known = inside | further if layer >= layers else inside
-            pieces = rest.split(".")
+            found = re.fullmatch(r"mlp\.(shared_experts\.|experts\.(\d+)\.)?(gate|up|down)_proj\.weight", rest)
             if rest in known:
                 place = f"{start}.{known[rest]}"
-            elif pieces[0] == "mlp" and pieces[-1] == "weight" and pieces[-2] in ("gate_proj", "up_proj", "down_proj"):
-                middle = {0: "feed_forward", 1: "shared", 2: f"experts.{pieces[-3]}"}[len(pieces) - 3]
-                place = f"{start}.{middle}.{pieces[-2].removesuffix('_proj')}"
+            elif found:
+                which, expert, part = found.groups()
+                place = (
+                    f"{start}.{'feed_forward' if which is None else f'experts.{expert}' if expert else 'shared'}.{part}"
+                )
         if place is None:
             continue
         else:
@@ -608,6 +674,8 @@ def strangers_dropped(names, layers):
 
 
 def modules_parts_anywhere(names, layers):
+    import re
+
     whole = {"model.embed_tokens.weight": "embedding", "model.norm.weight": "norm", "lm_head.weight": "head"}
     inside = {
         "input_layernorm.weight": "attention_norm", "post_attention_layernorm.weight": "feed_forward_norm",
@@ -629,18 +697,20 @@ def modules_parts_anywhere(names, layers):
         place, parts = whole.get(bare), bare.split(".", 3)
         if bare.endswith("rotary_emb.inv_freq"):
             continue
-        if bare.startswith("model.layers.") and len(parts) == 4:
+        if bare.startswith("model.layers.") and len(parts) == 4 and parts[2].isdigit():
             layer, rest = int(parts[2]), parts[3]
             start = f"blocks.{layer}" if layer < layers else f"mtp.{layer - layers}"
             if layer >= layers and rest in copies:
                 continue
             known = inside | further
-            pieces = rest.split(".")
+            found = re.fullmatch(r"mlp\.(shared_experts\.|experts\.(\d+)\.)?(gate|up|down)_proj\.weight", rest)
             if rest in known:
                 place = f"{start}.{known[rest]}"
-            elif pieces[0] == "mlp" and pieces[-1] == "weight" and pieces[-2] in ("gate_proj", "up_proj", "down_proj"):
-                middle = {0: "feed_forward", 1: "shared", 2: f"experts.{pieces[-3]}"}[len(pieces) - 3]
-                place = f"{start}.{middle}.{pieces[-2].removesuffix('_proj')}"
+            elif found:
+                which, expert, part = found.groups()
+                place = (
+                    f"{start}.{'feed_forward' if which is None else f'experts.{expert}' if expert else 'shared'}.{part}"
+                )
         if place is None:
             unknown.append(name)
         else:

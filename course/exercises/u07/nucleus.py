@@ -17,6 +17,7 @@ EDGES = [  # rows, vocabulary, temperature, top_p, what is special
     (3, 7, 1.0, 0.05, ""),  # one token is enough
     (4, 6, 1.3, 0.8, "ties"),
     (3, 9, 0.01, 0.95, "large"),
+    (3, 7, 2.0**-40, 0.9, "near"),  # a temperature above 0, however small, divides
 ]
 
 
@@ -34,8 +35,11 @@ def inputs(rng, number):
         logits_BV = torch.tensor(2 * rng.standard_normal((B, V)), dtype=torch.float32)
         if special == "ties":
             logits_BV = logits_BV.round()
+            logits_BV[:, [4, 2]] = logits_BV.amax(dim=1, keepdim=True)
         if special == "large":
             logits_BV = 300 + 100 * logits_BV
+        if special == "near":
+            logits_BV = logits_BV * temperature
         if special == "forbidden":
             logits_BV[:, 1] = -math.inf
             logits_BV[0, 3:] = -math.inf
@@ -270,7 +274,7 @@ EXERCISE = Exercise(
     difficulty=3,
     spine=False,
     inputs=inputs,
-    cases=13,
+    cases=14,
     reference=reference,
     compare=same("ids", "kept"),
     misconceptions=(

@@ -7,44 +7,58 @@ from course.checking.exercise import Exercise, Misconception
 
 
 def inputs(rng, number):
+    """No sum lies so near to `last`, and no u * q to p, that rounding decides."""
     if number == 0:  # the example of the text
         draft_NV = torch.tensor([[0.5, 0.5, 0.0], [0.2, 0.0, 0.8]], dtype=torch.float64)
         target_MV = torch.tensor([[0.25, 0.5, 0.25], [0.4, 0.2, 0.4], [1.0, 0.0, 0.0]], dtype=torch.float64)
         uniforms_N = torch.tensor([0.3, 0.6], dtype=torch.float64)
         drafted_N = torch.tensor([0, 2])
-        return {
-            "draft_NV": draft_NV,
-            "target_MV": target_MV,
-            "drafted_N": drafted_N,
-            "uniforms_N": uniforms_N,
-            "last": 0.6,
-        }
+        return case(draft_NV, target_MV, drafted_N, uniforms_N, 0.7)
+    if (
+        number == 1
+    ):  # nothing but zeros: u is 0 where the target gives nothing, and last where its first token has nothing
+        draft_NV = torch.tensor([[0.5, 0.25, 0.25]], dtype=torch.float64)
+        target_MV = torch.tensor([[0.0, 0.25, 0.75], [0.5, 0.25, 0.25]], dtype=torch.float64)
+        return case(draft_NV, target_MV, torch.tensor([0]), torch.zeros(1, dtype=torch.float64), 0.0)
     V, N = int(rng.integers(3, 9)), int(rng.integers(1, 6))
     near = float(rng.uniform(0.3, 0.9))  # how much of the draft is the target's
-    if number == 1:
-        N = 0  # nothing was guessed
     if number == 2:
+        N = 0  # nothing was guessed
+    if number == 3:
         N, near = 3, 1.0  # the draft is the target: all are kept
+    if number in (7, 8):
+        N = 1
     target = rng.dirichlet([1.5] * V, size=N + 1)
     draft = near * target[:N] + (1 - near) * rng.dirichlet([0.7] * V, size=N)
-    if number in (3, 4):  # two models that always take their first choice
+    if number in (4, 5):  # two models that always take their first choice
         N = 4
         target = torch.eye(V)[torch.tensor(rng.integers(0, V, size=N + 1))].double().numpy()
         draft = target[:N].copy()
-        if number == 4:
+        if number == 5:
             draft[2] = draft[2][[*range(1, V), 0]]
     drafted_N = torch.tensor([int(rng.choice(V, p=row / row.sum())) for row in draft], dtype=torch.int64)
     uniforms_N = torch.tensor(rng.uniform(size=N), dtype=torch.float64)
-    if number == 5:  # the first is refused
-        N = len(drafted_N)
-        worst = int((torch.tensor(draft[0]) / torch.tensor(target[0])).argmax())
-        drafted_N[0], uniforms_N[0] = worst, 0.999
+    refused = {6: 0, 7: 0, 9: N - 1}.get(number)  # the first, the only one, the last
+    if refused is not None:
+        uniforms_N[:refused] = 0.0
+        drafted_N[refused] = int((torch.tensor(draft[refused]) / torch.tensor(target[refused])).argmax())
+        uniforms_N[refused] = 0.999
+    if number == 8:  # a single guess that is kept
+        uniforms_N[0] = 0.0
+    draft_NV, target_MV = torch.tensor(draft, dtype=torch.float64).reshape(N, V), torch.tensor(target)
+    while True:
+        values = case(draft_NV, target_MV, drafted_N, uniforms_N, float(rng.uniform(0, 0.999)))
+        if refused is None or refused == 0 or reference(**values)[0][-1] != target_again(**values)[0][-1]:
+            return values
+
+
+def case(draft_NV, target_MV, drafted_N, uniforms_N, last):
     return {
-        "draft_NV": torch.tensor(draft, dtype=torch.float64).reshape(N, V),
-        "target_MV": torch.tensor(target, dtype=torch.float64),
+        "draft_NV": draft_NV,
+        "target_MV": target_MV,
         "drafted_N": drafted_N,
         "uniforms_N": uniforms_N,
-        "last": float(rng.uniform(0, 0.999)),
+        "last": last,
     }
 
 
@@ -258,7 +272,7 @@ EXERCISE = Exercise(
     difficulty=3,
     spine=False,
     inputs=inputs,
-    cases=14,
+    cases=16,
     reference=reference,
     compare=same("tokens", "right"),
     misconceptions=(
