@@ -175,6 +175,30 @@ def size(
     size_command(name, as_json)
 
 
+@app.command("compile")
+def compile_(
+    kernel: Annotated[str, typer.Argument(metavar="KERNEL", help="Such as matmul, softmax, rmsnorm_backward.")],
+    arch: Annotated[str, typer.Option(help="sm_80, sm_90, sm_100, gfx942, or all.")] = "sm_90",
+    dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32.")] = "bf16",
+    block: Annotated[str | None, typer.Option(metavar="MxNxK", help="Of kernels with tiles.")] = None,
+    warps: Annotated[int | None, typer.Option(help="Of a block.")] = None,
+    stages: Annotated[int | None, typer.Option(help="Tiles that are on their way at once.")] = None,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(metavar="VARIANT", help="Beside it: a kernel, or settings as block=64x64x32,num_warps=4."),
+    ] = None,
+    gpu: Annotated[str | None, typer.Option(help="Whose roofs bound the time: h800, h100, h200, a100, b200.")] = None,
+    hot: Annotated[bool, typer.Option("--hot", help="The hot loop too, line by line.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="An object, or a list of them.")] = False,
+):
+    """Compile a kernel to machine code, without a GPU."""
+    from course.hardware.compile import compile_command
+
+    chosen = {"block": block, "num_warps": warps, "num_stages": stages}
+    settings = {key: str(value) for key, value in chosen.items() if value is not None}
+    compile_command(kernel, arch, dtype, settings, compare, gpu, hot, as_json)
+
+
 @app.command()
 def grade(
     files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Notebooks, or folders and archives of them.")],

@@ -17,6 +17,7 @@ _LAZY = {
     "compile_here": "machine",
     "compile_text": "machine",
     "compile_texts": "machine",
+    "launches_of": "planned",
 }
 
 

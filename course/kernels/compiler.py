@@ -14,8 +14,8 @@ from typing import Any
 
 from course.kernels.launch import Launch
 
-# bytes of shared memory that one block may have (CUDA C++ programming guide, technical specifications)
-SHARED = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448}
+# bytes of shared memory that one block may have (CUDA C++ programming guide, technical specifications; AMD CDNA 3 ISA, LDS)
+SHARED = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,18 @@ class Compiled:
     registers: int | None = None  # a thread
     spills: int | None = None  # bytes of stack a thread
     shared_bytes: int | None = None  # a block
+    warps: int | None = None  # a block
+    code: dict[str, str] | None = None  # where asked for: "ttir", "ttgir", "ptx", "sass", "ptxas" (of AMD: "amdgcn")
     error: str | None = None  # one sentence
 
 
-def compile_here(path: str | Path, launch: Launch | dict[str, Any], arch: str = "sm_90") -> dict[str, Any]:
-    """Compile in this process, which must not interpret kernels, without cache or protection; Compiled as a dict."""
+def compile_here(
+    path: str | Path, launch: Launch | dict[str, Any], arch: str = "sm_90", code: bool = False
+) -> dict[str, Any]:
+    """Compile in this process, which must not interpret kernels, without cache or protection; Compiled as a dict.
+
+    code: keep the text of every stage as well.
+    """
     try:
         launch = launch if isinstance(launch, Launch) else Launch.from_json(launch)
     except ValueError as error:
@@ -39,7 +46,7 @@ def compile_here(path: str | Path, launch: Launch | dict[str, Any], arch: str = 
     try:
         if arch not in SHARED:
             raise ValueError(f"{arch} is not one of {', '.join(SHARED)}")
-        numbers, limit = _compile(Path(path), launch, int(arch.removeprefix("sm_"))), SHARED[arch]
+        numbers, limit = _compile(Path(path), launch, arch, code), SHARED[arch]
         if numbers["shared_bytes"] > limit:
             numbers["error"] = (
                 f"{launch.kernel} needs {numbers['shared_bytes']} bytes of shared memory, and a block of {arch} has at most "
@@ -50,9 +57,8 @@ def compile_here(path: str | Path, launch: Launch | dict[str, Any], arch: str = 
         return asdict(Compiled(launch.kernel, arch, error=f"{launch.kernel}: {_sentence(error)}"))
 
 
-def _compile(path: Path, launch: Launch, capability: int) -> dict[str, Any]:
+def _compile(path: Path, launch: Launch, arch: str, code: bool) -> dict[str, Any]:
     import triton
-    from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
     from triton.runtime.jit import JITFunction
 
@@ -74,16 +80,54 @@ def _compile(path: Path, launch: Launch, capability: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="triton-") as folder, triton.knobs.cache.scope(), _said() as said:
         triton.knobs.cache.dir = folder
         try:
-            made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch.options)
+            made = triton.compile(source, target=_target(arch), options=launch.options)
         except RuntimeError as error:
             raise RuntimeError(_essential(said(), path) or str(error)) from None
-        cubin = Path(folder) / "kernel.cubin"
-        cubin.write_bytes(made.asm["cubin"])
-        usage = subprocess.run(
-            [triton.knobs.nvidia.cuobjdump.path, "-res-usage", cubin], capture_output=True, text=True, check=True
-        ).stdout
-    found = {key: int(number) for key, number in re.findall(r"(REG|STACK):(\d+)", usage)}
-    return {"registers": found["REG"], "spills": found["STACK"], "shared_bytes": made.metadata.shared}
+        numbers = _of_amd(made) if "amdgcn" in made.asm else _of_nvidia(made, Path(folder) / "kernel.cubin", code)
+    if code:
+        numbers["code"] |= {stage: made.asm[stage] for stage in ("ttir", "ttgir", "ptx", "amdgcn") if stage in made.asm}
+    else:
+        numbers.pop("code")
+    return numbers | {"shared_bytes": made.metadata.shared, "warps": made.metadata.num_warps}
+
+
+def _target(arch: str):
+    from triton.backends.compiler import GPUTarget
+
+    if arch.startswith("sm_"):
+        return GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
+    return GPUTarget("hip", arch, 64)
+
+
+def _of_nvidia(made, cubin: Path, code: bool) -> dict[str, Any]:
+    """Registers and spills, and where asked for the machine code, by the tools that come with Triton."""
+    import triton
+
+    def tool(name: str, option: str) -> str:
+        path = getattr(triton.knobs.nvidia, name).path
+        return subprocess.run([path, option, cubin], capture_output=True, text=True, check=True).stdout
+
+    cubin.write_bytes(made.asm["cubin"])
+    found = {key: int(number) for key, number in re.findall(r"(REG|STACK):(\d+)", tool("cuobjdump", "-res-usage"))}
+    texts = {"sass": tool("nvdisasm", "-c"), "ptxas": _remarks(made, cubin.with_suffix(".ptx"))} if code else {}
+    return {"registers": found["REG"], "spills": found["STACK"], "code": texts}
+
+
+def _remarks(made, ptx: Path) -> str:
+    """What ptxas says of the kernel when it is asked: spills, and products that it had to serialise."""
+    import triton
+
+    ptx.write_text(made.asm["ptx"])
+    capability = made.metadata.target.arch
+    assembler = triton.knobs.nvidia.ptxas_blackwell if capability >= 100 else triton.knobs.nvidia.ptxas
+    chip = f"--gpu-name=sm_{capability}{'a' if capability >= 90 else ''}"
+    done = subprocess.run([assembler.path, "-v", chip, ptx, "-o", os.devnull], capture_output=True, text=True)
+    return done.stderr
+
+
+def _of_amd(made) -> dict[str, Any]:
+    found = dict(re.findall(r"\.(vgpr_count|vgpr_spill_count):\s*(\d+)", made.asm["amdgcn"]))
+    return {"registers": int(found["vgpr_count"]), "spills": 4 * int(found["vgpr_spill_count"]), "code": {}}
 
 
 def _module(path: Path, launch: Launch) -> ModuleType:

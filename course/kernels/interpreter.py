@@ -73,8 +73,8 @@ def _run(builder: Builder, function: InterpretedFunction, args: tuple, *, grid, 
     options = {key: kwargs.pop(key) for key in list(kwargs) if key not in function.arg_names}
     if unknown := [key for key in options if key not in CUDAOptions.__dataclass_fields__]:
         raise KernelFault(f"{name}: it has no parameter {unknown[0]}")
-    host_args, host_kwargs = executor._init_args_hst(args, kwargs)
-    for hook in function.pre_run_hooks:
+    host_args, host_kwargs = (args, kwargs) if builder.dry else executor._init_args_hst(args, kwargs)
+    for hook in () if builder.dry else function.pre_run_hooks:
         hook(*host_args, **host_kwargs)
     try:
         bound = inspect.signature(function.fn).bind(*host_args, **host_kwargs)
@@ -85,6 +85,8 @@ def _run(builder: Builder, function: InterpretedFunction, args: tuple, *, grid, 
     sizes = _grid(name, grid(values) if callable(grid) else grid)
     launch = _launch(function, sizes, values, executor.constexprs, options)
     builder.launched(launch)
+    if builder.dry:
+        return
     memory = Memory(launch)
     given = {key: v if key in executor.constexprs else _convert(key, v, memory) for key, v in values.items()}
     _execute(builder, kernel, memory, sizes, given)

@@ -30,16 +30,20 @@ SECONDS = 60.0
 SELF_CONTAINED = sys.stdlib_module_names | {"triton", "torch", "numpy"}
 
 
-def compile_for(path: str | Path, launch: Launch | dict[str, Any], arch: str = "sm_90") -> Compiled:
+def compile_for(path: str | Path, launch: Launch | dict[str, Any], arch: str = "sm_90", code: bool = False) -> Compiled:
     """Compile the kernel of a launch, which the file at `path` defines, in a process of its own.
+
+    arch: sm_80, sm_90, sm_100 or gfx942. code: keep the text of every stage as well.
 
     Nothing is raised for what the file holds: a kernel that the chip would refuse has its reason in `error`.
     Raises: OSError when the file cannot be read; ImportError without Triton.
     """
-    return compile_all(path, [launch], arch)[0]
+    return compile_all(path, [launch], arch, code)[0]
 
 
-def compile_all(path: str | Path, launches: Sequence[Launch | dict[str, Any]], arch: str = "sm_90") -> list[Compiled]:
+def compile_all(
+    path: str | Path, launches: Sequence[Launch | dict[str, Any]], arch: str = "sm_90", code: bool = False
+) -> list[Compiled]:
     """`compile_for` for several launches, in one process for all that are not in the cache."""
     need_triton()
     text = Path(path).read_text()
@@ -51,15 +55,15 @@ def compile_all(path: str | Path, launches: Sequence[Launch | dict[str, Any]], a
         except ValueError as error:
             found[number] = Compiled("", arch, error=str(error))
             continue
-        if kept := _kept(_place(text, plain, arch)):
+        if kept := _kept(_place(text, plain, arch, code)):
             found[number] = kept
         else:
             asked[number] = plain
     try:
-        made = _ask(path, list(asked.values()), arch) if asked else []
+        made = _ask(path, list(asked.values()), arch, code) if asked else []
         for (number, plain), compiled in zip(asked.items(), made, strict=True):
             found[number] = compiled
-            _keep(_place(text, plain, arch), compiled)
+            _keep(_place(text, plain, arch, code), compiled)
     except _NoAnswer as failure:
         for number, plain in asked.items():
             found[number] = Compiled(plain["kernel"], arch, error=f"{plain['kernel']}: {failure}")
@@ -83,9 +87,9 @@ class _NoAnswer(Exception):
     """The compiler's process ended before it said anything."""
 
 
-def _ask(path: str | Path, launches: list[dict[str, Any]], arch: str) -> list[Compiled]:
+def _ask(path: str | Path, launches: list[dict[str, Any]], arch: str, code: bool) -> list[Compiled]:
     environment = os.environ | {"TRITON_INTERPRET": "0", "PYTHONDONTWRITEBYTECODE": "1"}
-    request = json.dumps({"path": str(Path(path).absolute()), "launches": launches, "arch": arch})
+    request = json.dumps({"path": str(Path(path).absolute()), "launches": launches, "arch": arch, "code": code})
     command = [sys.executable, "-m", "course.kernels.machine"]
     try:
         done = subprocess.run(command, input=request, capture_output=True, text=True, env=environment, timeout=SECONDS)
@@ -97,7 +101,7 @@ def _ask(path: str | Path, launches: list[dict[str, Any]], arch: str) -> list[Co
         raise _NoAnswer(f"the compiler's process ended (code {done.returncode}): {last[:300]}") from None
 
 
-def _place(text: str, launch: dict[str, Any], arch: str) -> Path | None:
+def _place(text: str, launch: dict[str, Any], arch: str, code: bool) -> Path | None:
     """Where the result of this request is kept; None for a kernel that rests on modules of its own."""
     try:
         statements = needed(ast.parse(text), roots(launch["kernel"], launch["constexprs"]))
@@ -109,7 +113,7 @@ def _place(text: str, launch: dict[str, Any], arch: str) -> Path | None:
         if any(module.split(".")[0] not in SELF_CONTAINED for module in modules):
             return None
     told = {key: launch[key] for key in ("kernel", "signature", "constexprs", "divisible", "options")}
-    key = json.dumps([text, told, arch, version("triton"), Path(compiler.__file__).read_text()], sort_keys=True)
+    key = json.dumps([text, told, arch, code, version("triton"), Path(compiler.__file__).read_text()], sort_keys=True)
     folder = os.environ.get("COURSE_CACHE") or platformdirs.user_cache_dir("moe-to-metal")
     return Path(folder) / "machine" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
 
@@ -135,7 +139,8 @@ def _keep(place: Path | None, compiled: Compiled) -> None:
 
 def main() -> None:
     request = json.load(sys.stdin)
-    answers = [compile_here(request["path"], launch, request["arch"]) for launch in request["launches"]]
+    asked = request["arch"], request["code"]
+    answers = [compile_here(request["path"], launch, *asked) for launch in request["launches"]]
     print(json.dumps(answers), flush=True)
 
 

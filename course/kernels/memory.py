@@ -173,6 +173,7 @@ class Memory:
         Raises: KernelFault when a lane that is not masked off leaves its tensor, or races with another program.
         """
         self.step += 1
+        active = np.asarray(active, bool)
         lanes = pointers[active]
         if lanes.size:
             if kind == "atomic":

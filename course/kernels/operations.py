@@ -27,9 +27,10 @@ RELEASE = (ir.MEM_SEMANTIC.RELEASE, ir.MEM_SEMANTIC.ACQUIRE_RELEASE)
 class Builder(stock.InterpreterBuilder):
     """Triton's operations on numpy arrays. Those that touch memory ask `memory` first."""
 
-    def __init__(self, launched: Callable[[Launch], None]):
+    def __init__(self, launched: Callable[[Launch], None], dry: bool = False):
         super().__init__()
         self.launched = launched
+        self.dry = dry  # launches are told, and nothing runs
         self.memory: Memory | None = None
         self.patches: dict[Any, Any] = {}  # function of the running launch -> what restores Triton's language
         self.options = stock.InterpreterOptions(sanitize_overflow=False)
@@ -39,6 +40,11 @@ class Builder(stock.InterpreterBuilder):
         if name.startswith("create_"):
             raise KernelFault(f"the interpreter has no {name.removeprefix('create_')}")
         raise AttributeError(name)
+
+    def create_splat(self, ret_ty, arg):
+        """A comparison of scalars stays one of truth values: Triton's own makes integers of it, which pick lanes as a mask."""
+        spread = super().create_splat(ret_ty, arg)
+        return TensorHandle(spread.data.astype(bool), spread.dtype) if arg.data.dtype == bool else spread
 
     # memory
 

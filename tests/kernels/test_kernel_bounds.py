@@ -39,6 +39,13 @@ def masked_copy(x, out, n, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def copy_where_both(x, wanted, out, n, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    both = (i < n) & (tl.load(wanted) > 0)
+    tl.store(out + i, tl.load(x + i, mask=both, other=0.0), mask=both)
+
+
+@triton.jit
 def fetch(x, i):
     return tl.load(x + i)
 
@@ -220,3 +227,15 @@ def test_in_bounds_are_the_elements_of_the_view_and_no_others(sizes_and_strides,
         else:
             with pytest.raises(KernelFault):
                 read_at[(1,)](view, out, offset)
+
+
+def test_a_mask_may_be_a_block_and_a_scalar():
+    x, yes, no = torch.arange(1.0, 9.0), torch.tensor(1), torch.tensor(0)
+    for n, wanted, copied in ((8, yes, 8), (5, yes, 5), (1, yes, 1), (5, no, 0)):
+        out = torch.zeros(8)
+        with checked() as log:
+            copy_where_both[(1,)](x, wanted, out, n, BLOCK=8)
+        assert out.tolist() == x[:copied].tolist() + [0.0] * (8 - copied)
+        assert log.launches[0].store_bytes == 4 * copied
+    with pytest.raises(KernelFault, match="8"), checked():
+        copy_where_both[(1,)](x, yes, torch.zeros(16), 9, BLOCK=16)

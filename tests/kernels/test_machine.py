@@ -164,7 +164,9 @@ def test_a_process_that_interprets_does_not_compile(path):
 
 
 def test_an_architecture_that_is_not_known_is_named(path):
-    assert compile_here(path, scale(), arch="sm_12")["error"] == "scale: sm_12 is not one of sm_80, sm_90, sm_100"
+    assert (
+        compile_here(path, scale(), arch="sm_12")["error"] == "scale: sm_12 is not one of sm_80, sm_90, sm_100, gfx942"
+    )
 
 
 def test_a_compiler_that_does_not_finish_or_dies_gives_a_sentence(path, monkeypatch):

@@ -1,0 +1,145 @@
+"""The course's kernels with sizes to compile them for: a launch as a large model would make it, its bytes and FLOPs.
+
+Sizes are those of DeepSeek-V3 where it has some: 8,192 tokens, width 7,168, 128 heads of 64 turned features, an expert's
+width 2,048, a vocabulary of 129,280. Bytes are what must move if everything is read once and written once.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from course.kernels.launch import Launch
+
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
+
+class UnknownKernel(ValueError):
+    """There is no kernel of that name, or it has no such setting: one sentence."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the model whose launches these are."""
+
+    tokens: int = 8192
+    width: int = 7168
+    heads: int = 128
+    turned: int = 64  # features of a head that RoPE turns
+    hidden: int = 2048  # of an expert
+    vocab: int = 129_280
+    square: int = 8192  # side of a matrix product
+
+
+@dataclass(frozen=True)
+class Example:
+    """One kernel at one size."""
+
+    name: str
+    path: Path  # of its file
+    launch: Launch
+    flops: float
+    bytes: float
+    dtype: str
+    size: str  # in words
+
+
+def example(name: str, dtype: str = "bf16", **settings: Any) -> Example:
+    """A kernel of the catalogue, its launch planned and not run.
+
+    settings: of the kernel's function, such as `block`, `num_warps`, `variant`.
+    Raises: UnknownKernel.
+    """
+    import torch
+
+    from course.kernels.planned import launches_of
+
+    if name not in NAMES:
+        raise UnknownKernel(f"there is no kernel {name!r}; there are {', '.join(NAMES)}")
+    if dtype not in DTYPES:
+        raise UnknownKernel(f"there is no number format {dtype!r} here; there are {', '.join(DTYPES)}")
+    module = import_module(f"course.kernels.{name}")
+    function = getattr(module, name)
+    if unknown := [key for key in settings if key not in inspect.signature(function).parameters]:
+        raise UnknownKernel(f"{name} has no setting {unknown[0]!r}")
+
+    def empty(*shape: int, of: torch.dtype = getattr(torch, DTYPES[dtype])) -> torch.Tensor:
+        return torch.empty(shape, dtype=of, device="meta")
+
+    inputs, flops, size = INPUTS[name](empty, Sizes())
+    made: list[Any] = []
+    try:
+        launches = launches_of(lambda: made.append(function(*inputs, **settings)))
+    except ValueError as error:
+        raise UnknownKernel(f"{name}: {error}") from None
+    return Example(name, Path(module.__file__), launches[0], flops, moved(inputs, made[0]), dtype, size)
+
+
+def moved(inputs: tuple, outputs: Any) -> int:
+    """Bytes of all tensors among a call's inputs and outputs, each once."""
+    import torch
+
+    values = (*inputs, *(outputs if isinstance(outputs, tuple) else (outputs,)))
+    return sum(value.nbytes for value in values if isinstance(value, torch.Tensor))
+
+
+# of each kernel: what it is called with, its FLOPs, and its size in words. `empty` makes a tensor: empty(*shape, of=dtype)
+
+
+def _matmul(empty: Callable, s: Sizes) -> tuple[tuple, float, str]:
+    n = s.square
+    return (empty(n, n), empty(n, n)), 2 * n**3, f"[{n:,}, {n:,}] times the same"
+
+
+def _softmax(empty: Callable, s: Sizes) -> tuple[tuple, float, str]:
+    return (empty(s.tokens, s.tokens),), 5 * s.tokens**2, f"{s.tokens:,} rows of {s.tokens:,}"
+
+
+def _rmsnorm(empty: Callable, s: Sizes) -> tuple[tuple, float, str]:
+    x, weight = empty(s.tokens, s.width), empty(s.width)
+    return (x, weight), 4 * s.tokens * s.width, f"{s.tokens:,} rows of {s.width:,}"
+
+
+def _rmsnorm_backward(empty: Callable, s: Sizes) -> tuple[tuple, float, str]:
+    dy, x, weight = empty(s.tokens, s.width), empty(s.tokens, s.width), empty(s.width)
+    return (dy, x, weight), 10 * s.tokens * s.width, f"{s.tokens:,} rows of {s.width:,}"
+
+
+def _swiglu(empty: Callable, s: Sizes) -> tuple[tuple, float, str]:
+    return (empty(s.tokens, 2 * s.hidden),), 5 * s.tokens * s.hidden, f"{s.tokens:,} rows of 2 times {s.hidden:,}"
+
+
+def _swiglu_backward(empty: Callable, s: Sizes) -> tuple[tuple, float, str]:
+    dy, gate_up = empty(s.tokens, s.hidden), empty(s.tokens, 2 * s.hidden)
+    return (dy, gate_up), 12 * s.tokens * s.hidden, f"{s.tokens:,} rows of 2 times {s.hidden:,}"
+
+
+def _rope(empty: Callable, s: Sizes) -> tuple[tuple, float, str]:
+    import torch
+
+    x = empty(1, s.heads, s.tokens, s.turned)
+    cos, sin = (empty(s.tokens, s.turned // 2, of=torch.float32) for _ in range(2))
+    size = f"{s.heads} heads, {s.tokens:,} positions, {s.turned} features"
+    return (x, cos, sin, "half"), 3 * x.numel(), size
+
+
+def _cross_entropy(empty: Callable, s: Sizes) -> tuple[tuple, float, str]:
+    import torch
+
+    logits, targets = empty(s.tokens, s.vocab), empty(s.tokens, of=torch.int64)
+    return (logits, targets), 4 * s.tokens * s.vocab, f"{s.tokens:,} rows of {s.vocab:,}"
+
+
+INPUTS = {
+    "matmul": _matmul,
+    "softmax": _softmax,
+    "rmsnorm": _rmsnorm,
+    "rmsnorm_backward": _rmsnorm_backward,
+    "swiglu": _swiglu,
+    "swiglu_backward": _swiglu_backward,
+    "rope": _rope,
+    "cross_entropy": _cross_entropy,
+}
+NAMES = tuple(INPUTS)
