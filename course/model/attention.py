@@ -70,15 +70,15 @@ def causal_attention(
 class Attention(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.head_width, self.rope_layout = config.head_width, config.rope_layout
+        self.head_width, self.rope_layout, self.kernels = config.head_width, config.rope_layout, config.kernels
         q_width, kv_width = config.heads * config.head_width, config.kv_heads * config.head_width
         self.query = nn.Linear(config.width, q_width, bias=config.qkv_bias)
         self.key = nn.Linear(config.width, kv_width, bias=config.qkv_bias)
         self.value = nn.Linear(config.width, kv_width, bias=config.qkv_bias)
         self.output = nn.Linear(q_width, config.width, bias=config.output_bias)
         if config.qk_norm:
-            self.query_norm = RMSNorm(config.head_width, config.norm_eps)
-            self.key_norm = RMSNorm(config.head_width, config.norm_eps)
+            self.query_norm = RMSNorm(config.head_width, config.norm_eps, config.kernels)
+            self.key_norm = RMSNorm(config.head_width, config.norm_eps, config.kernels)
         self.qk_norm = config.qk_norm
 
     def forward(
@@ -91,8 +91,8 @@ class Attention(nn.Module):
         q_BHSC, k_BGSC, v_BGSC = (self._heads(part(x_BSD)) for part in (self.query, self.key, self.value))
         if self.qk_norm:
             q_BHSC, k_BGSC = self.query_norm(q_BHSC), self.key_norm(k_BGSC)
-        q_BHSC = apply_rope(q_BHSC, cos_SP, sin_SP, self.rope_layout)
-        k_BGSC = apply_rope(k_BGSC, cos_SP, sin_SP, self.rope_layout)
+        q_BHSC = apply_rope(q_BHSC, cos_SP, sin_SP, self.rope_layout, self.kernels)
+        k_BGSC = apply_rope(k_BGSC, cos_SP, sin_SP, self.rope_layout, self.kernels)
         k_BGNC, v_BGNC = cache.append(k_BGSC, v_BGSC) if cache is not None else (k_BGSC, v_BGSC)
         y_BHSC = causal_attention(q_BHSC, k_BGNC, v_BGNC)
         return self.output(y_BHSC.transpose(1, 2).flatten(2))

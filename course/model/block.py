@@ -20,10 +20,12 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int = 0):
         super().__init__()
-        self.attention_norm = RMSNorm(config.width, config.norm_eps)
+        self.attention_norm = RMSNorm(config.width, config.norm_eps, config.kernels)
         self.attention = LatentAttention(config) if config.latent else Attention(config)
-        self.feed_forward_norm = RMSNorm(config.width, config.norm_eps)
-        self.feed_forward = MoE(config) if config.is_mixture(layer) else SwiGLU(config.width, config.mlp_width)
+        self.feed_forward_norm = RMSNorm(config.width, config.norm_eps, config.kernels)
+        self.feed_forward = (
+            MoE(config) if config.is_mixture(layer) else SwiGLU(config.width, config.mlp_width, config.kernels)
+        )
 
     def forward(self, x_BSD: Tensor, cos: Tensor, sin: Tensor, cache: Cache | None) -> tuple[Tensor, Routing | None]:
         x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), cos, sin, cache)

@@ -12,6 +12,7 @@ from typing import Any
 from course.model.rope import LAYOUTS, RopeScaling
 
 GATES = ("softmax", "sigmoid")
+KERNELS = ("torch", "triton")
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class ModelConfig:
     rope_scaling: RopeScaling | None = None  # how the turning is slowed for a longer context
     norm_eps: float = 1e-5
     tied: bool = False  # whether the output head is the embedding matrix
+    kernels: str = "torch"  # or "triton": what norms, RoPE, SwiGLU and the loss run on; no number of the model changes
 
     def __post_init__(self):
         self._check_attention()
@@ -130,6 +132,7 @@ class ModelConfig:
         return config_from_hf(config if isinstance(config, dict) else read_config(config))
 
     def _check_attention(self):
+        assert self.kernels in KERNELS, f"kernels {self.kernels!r} is none of {', '.join(KERNELS)}"
         assert self.rope_layout in LAYOUTS, f"rope_layout {self.rope_layout!r} is none of {', '.join(LAYOUTS)}"
         if self.latent:
             assert self.qk_nope_head_dim > 0, "latent attention needs qk_nope_head_dim"

@@ -64,7 +64,7 @@ class Indexer(nn.Module):
         """RoPE on the first features; in pairs by halves, whatever layout the attention has."""
         turned = self.config.qk_rope_head_dim
         rope, rest = x_BHSC[..., :turned], x_BHSC[..., turned:]
-        return torch.cat([apply_rope(rope, cos_SP, sin_SP, "half"), rest], dim=-1)
+        return torch.cat([apply_rope(rope, cos_SP, sin_SP, "half", self.config.kernels), rest], dim=-1)
 
 
 def indexer_loss(scores_BSN: Float[Tensor, "B S N"], attention_BHSN: Float[Tensor, "B H S N"]) -> Float[Tensor, ""]:

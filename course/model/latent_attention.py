@@ -57,10 +57,10 @@ class LatentAttention(nn.Module):
         self.config = c = config
         if c.q_lora_rank:
             self.query_down = nn.Linear(c.width, c.q_lora_rank, bias=c.qkv_bias)
-            self.query_norm = RMSNorm(c.q_lora_rank, LATENT_EPS)
+            self.query_norm = RMSNorm(c.q_lora_rank, LATENT_EPS, c.kernels)
         self.query_up = nn.Linear(c.q_lora_rank or c.width, c.heads * c.head_width, bias=False)
         self.kv_down = nn.Linear(c.width, c.kv_lora_rank + c.qk_rope_head_dim, bias=c.qkv_bias)
-        self.kv_norm = RMSNorm(c.kv_lora_rank, LATENT_EPS)
+        self.kv_norm = RMSNorm(c.kv_lora_rank, LATENT_EPS, c.kernels)
         self.kv_up = nn.Linear(c.kv_lora_rank, c.heads * (c.qk_nope_head_dim + c.v_head_dim), bias=False)
         self.output = nn.Linear(c.heads * c.v_head_dim, c.width, bias=c.output_bias)
         if c.index_topk:
@@ -86,9 +86,9 @@ class LatentAttention(nn.Module):
         latent_BSQ = self.query_norm(self.query_down(x_BSD)) if c.q_lora_rank else x_BSD
         q_BHSC = self.query_up(latent_BSQ).unflatten(-1, (c.heads, c.head_width)).transpose(1, 2)
         q_nope, q_rope = q_BHSC.split([c.qk_nope_head_dim, c.qk_rope_head_dim], dim=-1)
-        q_rope = apply_rope(q_rope, cos_SP, sin_SP, c.rope_layout)
+        q_rope = apply_rope(q_rope, cos_SP, sin_SP, c.rope_layout, c.kernels)
         latent_BSR, k_rope = self.kv_down(x_BSD).split([c.kv_lora_rank, c.qk_rope_head_dim], dim=-1)
-        k_rope = apply_rope(k_rope[:, None], cos_SP, sin_SP, c.rope_layout)[:, 0]
+        k_rope = apply_rope(k_rope[:, None], cos_SP, sin_SP, c.rope_layout, c.kernels)[:, 0]
         rows_BNL = torch.cat([self.kv_norm(latent_BSR), k_rope], dim=-1)
         if isinstance(cache, LatentCache):
             rows_BNL = cache.append(rows_BNL)

@@ -42,7 +42,7 @@ class MoE(nn.Module):
         self.gate_up_EFD = nn.Parameter(0.02 * torch.randn(config.experts, 2 * config.expert_width, config.width))
         self.down_EDI = nn.Parameter(0.02 * torch.randn(config.experts, config.width, config.expert_width))
         if config.shared_experts:
-            self.shared = SwiGLU(config.width, config.shared_experts * config.expert_width)
+            self.shared = SwiGLU(config.width, config.shared_experts * config.expert_width, config.kernels)
 
     def forward(self, x_TD: Float[Tensor, "T D"]) -> tuple[Float[Tensor, "T D"], Routing]:
         c, routing = self.config, self.route(x_TD)
@@ -51,7 +51,7 @@ class MoE(nn.Module):
         else:
             order_R, offsets_E1 = sort_kept(routing.indices_TK, routing.kept_TK, c.experts)
         rows_RD = x_TD.index_select(0, order_R // c.top_k)
-        rows_RD = grouped_experts(rows_RD, self.gate_up_EFD, self.down_EDI, offsets_E1)
+        rows_RD = grouped_experts(rows_RD, self.gate_up_EFD, self.down_EDI, offsets_E1, c.kernels)
         y_TD = combine(rows_RD, order_R, routing.weights_TK).to(x_TD.dtype)  # weights are float32
         return y_TD + self.shared(x_TD) if c.shared_experts else y_TD, routing
 

@@ -29,11 +29,11 @@ class MTPModule(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.embedding_norm = RMSNorm(config.width, config.norm_eps)
-        self.hidden_norm = RMSNorm(config.width, config.norm_eps)
+        self.embedding_norm = RMSNorm(config.width, config.norm_eps, config.kernels)
+        self.hidden_norm = RMSNorm(config.width, config.norm_eps, config.kernels)
         self.projection = nn.Linear(2 * config.width, config.width, bias=False)
         self.block = Block(config, layer=config.layers)
-        self.norm = RMSNorm(config.width, config.norm_eps)
+        self.norm = RMSNorm(config.width, config.norm_eps, config.kernels)
 
     def forward(
         self,

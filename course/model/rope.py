@@ -117,9 +117,20 @@ def rope_table(
 
 
 def apply_rope(
-    x_BHSC: Float[Tensor, "B H S C"], cos_SP: Float[Tensor, "S P"], sin_SP: Float[Tensor, "S P"], layout: str = "half"
+    x_BHSC: Float[Tensor, "B H S C"],
+    cos_SP: Float[Tensor, "S P"],
+    sin_SP: Float[Tensor, "S P"],
+    layout: str = "half",
+    kernels: str = "torch",
 ) -> Float[Tensor, "B H S C"]:
-    """Turn each pair by its position's angle; a pair stays where it was. `layout`: "half" or "interleaved"."""
+    """Turn each pair by its position's angle; a pair stays where it was.
+
+    `layout`: "half" or "interleaved". `kernels`: "torch" or "triton".
+    """
+    if kernels == "triton":
+        from course.kernels.autograd import rope_with_grad
+
+        return rope_with_grad(x_BHSC, cos_SP, sin_SP, layout)
     if layout == "half":
         first, second = x_BHSC.chunk(2, dim=-1)
         return torch.cat([first * cos_SP - second * sin_SP, second * cos_SP + first * sin_SP], dim=-1)

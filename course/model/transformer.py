@@ -48,7 +48,7 @@ class Transformer(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.vocab, config.width)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
-        self.norm = RMSNorm(config.width, config.norm_eps)
+        self.norm = RMSNorm(config.width, config.norm_eps, config.kernels)
         self.head = nn.Linear(config.width, config.vocab, bias=False)
         self.mtp = nn.ModuleList(MTPModule(config) for _ in range(config.mtp_layers))
         self.initialise()
@@ -131,7 +131,7 @@ class Transformer(nn.Module):
         The balance losses are means over the layers.
         """
         c, (hidden_BSD, routings) = self.config, self.features(tokens_BS)
-        cross_entropy = F.cross_entropy(_wide(self.head(hidden_BSD)).flatten(0, 1), targets_BS.flatten())
+        cross_entropy = self._cross_entropy(hidden_BSD, targets_BS)
         further, more = self._further(hidden_BSD, targets_BS) if self.mtp else (None, [])
         total, routings = cross_entropy, routings + more
         if further is not None:
@@ -153,8 +153,17 @@ class Transformer(nn.Module):
             embedded_BSD, hidden_BSD = self.embedding(targets_BS[:, k - 1 : -1]), hidden_BSD[:, :-1]
             hidden_BSD, routing = module(embedded_BSD, hidden_BSD, cos[:-k], sin[:-k])
             routings += [routing] if routing else []
-            losses.append(F.cross_entropy(_wide(self.head(hidden_BSD)).flatten(0, 1), targets_BS[:, k:].flatten()))
+            losses.append(self._cross_entropy(hidden_BSD, targets_BS[:, k:]))
         return torch.stack(losses).mean(), routings
+
+    def _cross_entropy(self, hidden_BSD: Tensor, targets_BS: Tensor) -> Tensor:
+        """Of the head's logits, in float32 whatever their dtype; the mean in nats."""
+        logits_TV, targets_T = self.head(hidden_BSD).flatten(0, 1), targets_BS.flatten()
+        if self.config.kernels == "triton":
+            from course.kernels.autograd import cross_entropy_with_grad
+
+            return cross_entropy_with_grad(logits_TV, targets_T)[0]
+        return F.cross_entropy(_wide(logits_TV), targets_T)
 
 
 def _balance_of_sequences(routing: Routing, batch: int, k: int) -> Tensor:
