@@ -9,7 +9,7 @@ ifeq ($(TORCH)-$(shell uname -s),cpu-Linux)
 PIP += --extra-index-url https://download.pytorch.org/whl/cpu
 endif
 
-.PHONY: help install lab test test-fast test-deep build clean
+.PHONY: help install lab test test-fast test-deep test-triton build clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -30,6 +30,9 @@ test-fast: $(VENV)/.tested  ## the same without slow tests, browser and notebook
 
 test-deep: $(VENV)/.tested  ## the tests that repeat a lot; takes hours
 	@$(BIN)/python tests/run.py --deep
+
+test-triton: $(VENV)/.tested  ## the tests of kernels with the oldest Triton that is supported
+	@$(BIN)/python tests/older_triton.py
 
 build: install  ## build the notebooks whose sources changed
 	@$(BIN)/course build $(UNIT)
