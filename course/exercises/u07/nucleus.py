@@ -11,7 +11,7 @@ EDGES = [  # rows, vocabulary, temperature, top_p, what is special
     (3, 6, 0.0, 0.9, "ties"),
     (4, 5, 1.0, 1.0, ""),
     (3, 6, 1.5, 1.0, "forbidden"),
-    (3, 9, 0.2, 1.0, ""),  # small probabilities, which rounding loses beside the large ones
+    (3, 9, 0.2, 1.0, "sure"),  # small probabilities, which rounding loses beside the large one
     (3, 8, 0.7, 0.9, "forbidden"),
     (2, 12, 2.5, 0.3, ""),
     (3, 7, 1.0, 0.05, ""),  # one token is enough
@@ -38,6 +38,8 @@ def inputs(rng, number):
             logits_BV[:, [4, 2]] = logits_BV.amax(dim=1, keepdim=True)
         if special == "large":
             logits_BV = 300 + 100 * logits_BV
+        if special == "sure":
+            logits_BV[:, 5] = logits_BV.amax(dim=1) + 5
         if special == "near":
             logits_BV = logits_BV * temperature
         if special == "forbidden":
