@@ -1,0 +1,1 @@
+"""Unit 09, Triton puzzles."""
