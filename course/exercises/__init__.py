@@ -20,7 +20,7 @@ def every() -> dict[str, Exercise]:
     """All specifications by id: the course's own, and those in the folder that COURSE_EXERCISES names."""
     folders = [HERE, *map(Path, filter(None, [os.environ.get("COURSE_EXERCISES")]))]
     found = [_load(path).EXERCISE for folder in folders for path in sorted(folder.glob("u[0-9][0-9]/[a-z]*.py"))]
-    return {exercise.id: exercise for exercise in sorted(found, key=lambda exercise: exercise.id)}
+    return {exercise.id: exercise for exercise in sorted(found, key=lambda its: _place(its.id))}
 
 
 def find(name: str) -> Exercise:
@@ -35,6 +35,11 @@ def find(name: str) -> Exercise:
 
 def of_unit(number: str) -> list[Exercise]:
     return [exercise for exercise in every().values() if exercise.unit == number]
+
+
+def _place(name: str) -> tuple[int, ...]:
+    """Where an id stands among others: 09.2 before 09.10."""
+    return tuple(map(int, name.split(".")))
 
 
 def _load(path: Path):

@@ -37,13 +37,20 @@ def check(name: str, answer: Callable) -> Result:
 
 
 def mine(name: str) -> Callable:
-    """The learner's own function for an exercise, as it last passed; the course's until then. Prints which of the two."""
+    """The learner's own function for an exercise, as it last passed; the course's until then. Prints which of the two.
+
+    Where an exercise asks for a kernel, the course's function launches one too.
+    """
     exercise = find(name)
     home = places.home()
     kept = progress.kept_answer(home, name) if home else None
     whose = "the course's" if kept is None else "your own"
     print(f"{exercise.id} {exercise.title}: {whose}")
-    return exercise.reference if kept is None else _function(exercise, kept)
+    if kept is not None:
+        return _function(exercise, kept)
+    return (
+        exercise.alternatives[0] if exercise.kernel else exercise.reference
+    )  # of a kernel the reference launches none
 
 
 def _function(exercise: Exercise, source: str) -> Callable:

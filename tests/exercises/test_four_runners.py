@@ -22,7 +22,7 @@ from course.exercises import every
 
 from specifications import EVERY, PILOTS, blank, judged, source  # isort: skip
 
-NAMES = ("05.9", "07.9", "10.1")
+NAMES = ("05.9", "07.9", "10.9")
 SLUG = "99_pilot"
 
 

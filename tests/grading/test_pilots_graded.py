@@ -3,7 +3,7 @@
 import pytest
 from conftest import answer
 
-PILOTS = ["05.9", "07.9", "10.1"]
+PILOTS = ["05.9", "07.9", "10.9"]
 
 
 @pytest.mark.parametrize("name", PILOTS)
@@ -31,7 +31,7 @@ def test_a_blank_answer_is_not_done(pilots, graded, name):
 
 
 def test_a_kernel_exercise_answered_in_pytorch_earns_nothing(pilots, graded):
-    verdict, grade = graded(answer(pilots["10.1"]), "10.1")
+    verdict, grade = graded(answer(pilots["10.9"]), "10.9")
     assert grade.total == 0
     assert verdict.failures[0].what == "no Triton kernel was launched"
 
@@ -55,14 +55,14 @@ def rmsnorm(x_ND, weight_D, eps):
 
 def test_a_kernel_that_reads_past_its_tensor_is_told_so(graded):
     verdict, grade = graded(
-        KERNEL.replace("tl.load(x + row * D + d, mask=d < D, other=0.0)", "tl.load(x + row * D + d)"), "10.1"
+        KERNEL.replace("tl.load(x + row * D + d, mask=d < D, other=0.0)", "tl.load(x + row * D + d)"), "10.9"
     )
     assert grade.total == 0
     assert "a fault in the kernel" in verdict.failures[0].what
 
 
 def test_a_kernel_that_only_the_interpreter_takes_earns_nothing(graded):
-    assert graded(KERNEL, "10.1")[0].passed
-    verdict, grade = graded(KERNEL.replace("    tl.store", "    [0 for _ in range(2)]\n    tl.store"), "10.1")
+    assert graded(KERNEL, "10.9")[0].passed
+    verdict, grade = graded(KERNEL.replace("    tl.store", "    [0 for _ in range(2)]\n    tl.store"), "10.9")
     assert grade.total == 0
     assert "not on an H100" in verdict.reason

@@ -87,16 +87,16 @@ def accept_or_resample(target_V: Tensor, draft_V: Tensor, drafted_N: Tensor, uni
 check("07.9", accept_or_resample)
 
 # %% [markdown]
-# ## 10.1 · RMSNorm in one kernel
+# ## 10.9 · RMSNorm in one kernel
 #
 # Write a Triton kernel and the function that launches it: each row of `x_ND` divided by the root of its mean square plus
 # `eps`, times `weight_D`. Float32 in and out, any `D` up to a few thousand.
 #
-# **Exercise 10.1** · difficulty 2 of 5 · 20 minutes · 10 points
+# **Exercise 10.9** · difficulty 2 of 5 · 20 minutes · 10 points
 
 
-# %% tags=["exercise:10.1"]
-# exercise 10.1
+# %% tags=["exercise:10.9"]
+# exercise 10.9
 @triton.jit
 def rmsnorm_kernel(x, weight, out, D, eps, BLOCK: tl.constexpr):
     """One program a row."""
@@ -118,5 +118,5 @@ def rmsnorm(x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     ### END SOLUTION
 
 
-# %% tags=["check:10.1", "nbval-check-output"]
-check("10.1", rmsnorm)
+# %% tags=["check:10.9", "nbval-check-output"]
+check("10.9", rmsnorm)

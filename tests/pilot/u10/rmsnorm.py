@@ -1,4 +1,4 @@
-"""10.1: RMSNorm forward as one Triton kernel, a program a row (Zhang and Sennrich 2019, eq. 4)."""
+"""10.9: RMSNorm forward as one Triton kernel, a program a row (Zhang and Sennrich 2019, eq. 4)."""
 
 import torch
 import triton
@@ -127,7 +127,7 @@ def sum_for_mean(x_ND, weight_D, eps):
 
 
 EXERCISE = Exercise(
-    id="10.1",
+    id="10.9",
     unit="10",
     title="RMSNorm forward, a kernel",
     entry="rmsnorm",
