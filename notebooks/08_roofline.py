@@ -58,7 +58,7 @@ h800 = GPUS["h800"]
 active = active_parameters(PRESETS["deepseek-v3"])
 compute = 2 * active / h800.peak["bf16"].value
 memory = 2 * active / h800.bandwidth.value  # two bytes a parameter
-print(f"{active / 1e9:.1f} billion active parameters (if one H800 could hold them, which it cannot)")
+print(f"{active / 1e9:.1f} billion active parameters (as if one H800 held the whole model, which it cannot)")
 print(f"compute them: {1e3 * compute:6.2f} ms   {1 / compute:8,.0f} tokens a second")
 print(f"read them:    {1e3 * memory:6.2f} ms   {1 / memory:8,.0f} tokens a second")
 print(f"factor {memory / compute:.1f}")
@@ -957,7 +957,7 @@ print(f"{n // 64} passes in each of {programs:,} programs: {flops_of_pass * (n /
 assert flops_of_pass * (n // 64) * programs == 2 * n**3
 
 # %% [markdown]
-# Four instructions of a hundred do everything that was asked for. Is the rest waste? A tensor core needs time. An SM does 4,096 BF16 FLOPs in a clock (*quoted*: FlashMLA's deep dive, 989 TFLOP/s over 132 SMs over 1.83 GHz), and has four schedulers that start one instruction of a warp in a clock each (CUDA C++ Programming Guide, compute capability 9.x).
+# Four instructions of a hundred do everything that was asked for. Is the rest waste? A tensor core needs time. An SM does 4,096 BF16 FLOPs in a clock (*quoted*: FlashMLA's `docs/20250929-hopper-fp8-sparse-deep-dive.md`, 989 TFLOP/s over 132 SMs over 1.83 GHz), and has four schedulers that start one instruction of a warp in a clock each (CUDA C++ Programming Guide, Compute Capability 9.0).
 
 # %%
 clocks = flops_of_pass / 4096
@@ -1151,16 +1151,16 @@ plt.show()
 # counted above. It *spends* registers on sums, which is what makes its tile large and its intensity high. More occupancy would mean smaller tiles, and more bytes.
 #
 # A story about trusting a tool. DeepSeek published a profile of its training on H800s. Its recorder (Kineto, PyTorch's) writes an estimate of occupancy beside each kernel. We read that file, and saw this (*quoted and counted* from deepseek-ai/profile-data, `train.json`; the file is not part of the course): of 963 kernels, 228 ask for more than 49,152 bytes of shared
-# memory, and all 228 are said to have an occupancy of 0 %. They ran all the same, and make up 96.5 of the 244.0 ms that the kernels' times add up to. Among them are the matrix products of the experts: 168 registers, 384 threads, 203,776 bytes of shared memory.
+# memory, and all 228 are said to have an occupancy of 0 %. They ran all the same, and make up 96.5 of the 244.0 ms that the kernels' times add up to. Among them are the matrix products of the experts: 168 registers, 384 threads, 218,052 bytes of shared memory.
 
 # %%
-its = occupancy(h800, 384 // 32, 168, 203_776)
+its = occupancy(h800, 384 // 32, 168, 218_052)
 print(f"{its.blocks} block of {its.warps} warps: {its.share:.1%}, limited by {' and '.join(its.limited_by)}")
 for name, count in its.limits.items():
     print(f"  {name} would allow {count}")
 
 # %% [markdown]
-# 49,152 bytes is what a block may have without asking, and 232,448 what it may have if it asks; the file itself gives both numbers. The estimate seems to know the first only (our reading). A 0 that means "more than I know" looks exactly like a 0 that means "nothing runs".
+# 49,152 bytes is what a block may have without asking, and 232,448 what it may have if it asks; the file itself gives both numbers. The estimate asks for the first only: Kineto calls `cudaOccMaxActiveBlocksPerMultiprocessor` without the option for the second. (299 kernels are said to have 0 % in all; the other 71 have so few blocks that their share rounds to nothing.) A 0 that means "more than I know" looks exactly like a 0 that means "nothing runs".
 #
 # ## What this page cannot show
 #
@@ -1240,8 +1240,8 @@ controls = interact(
 #
 # - Williams, Waterman and Patterson 2009, *Roofline: An Insightful Visual Performance Model for Multicore Architectures*: the model itself, and its ceilings.
 # - DeepSeek-AI 2024, *DeepSeek-V3 Technical Report*, section 3.3, and *Insights into DeepSeek-V3* (arXiv 2505.09343), sections 3 and 4.
-# - deepseek-ai/FlashMLA, `docs/20250422-new-kernel-deep-dive.md`: a roofline used in anger.
+# - deepseek-ai/FlashMLA, `docs/20250422-new-kernel-deep-dive.md` and `docs/20250929-hopper-fp8-sparse-deep-dive.md`: a roofline used in anger.
 # - Micikevicius et al. 2022, *FP8 Formats for Deep Learning*, section 3.
-# - NVIDIA, *CUDA C++ Programming Guide*, compute capability 9.x; *PTX ISA*, the `wgmma` instructions.
+# - NVIDIA, *CUDA C++ Programming Guide*, Compute Capability 9.0; *PTX ISA*, the `wgmma` instructions.
 #
 # **Now the lab:** `labs/08_roofline.ipynb`. You count intensities of whole batches of experts, find least times, round to BF16 and E4M3 by bits, compute occupancy, and read tensor-core FLOPs out of SASS.

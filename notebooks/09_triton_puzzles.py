@@ -651,7 +651,7 @@ print(f"e counted {top} times of {right_26[4]}")
 # %% [markdown]
 # *Figure: a line a program, time to the right. Each update of e is a bar from its load to its store, with the stored count behind it. Where bars of two programs overlap in time, the same count is stored twice (orange), or a late store even puts the count back, as that of program 3 does.*
 #
-# Wherever bars overlap, updates are lost. So the question is how many programs run at once. On an H100 it may be thousands (132 multiprocessors, up to 32 blocks on each: NVIDIA's programming guide, technical specifications); in the plain interpreter it is one.
+# Wherever bars overlap, updates are lost. So the question is how many programs run at once. On an H100 it may be thousands (132 multiprocessors: NVIDIA's data sheet; up to 32 blocks on each: its programming guide, technical specifications); in the plain interpreter it is one.
 #
 # For two programs with one letter each, all orders can be listed.
 #
@@ -1000,7 +1000,7 @@ for (M, K, N), (made, code) in zip(shapes, machine_code([product], calls), stric
 # %% [markdown]
 # The checked interpreter's sentence is the compiler's own: K must be 16 or more. (The plain one multiplies whatever it is given, and one learns it on the GPU.) M and N may be as small as 1, but look what it costs: *the same instruction* as for sixteen rows. `HMMA.16816` is a product of 16 rows and 8 columns with a K of 16, by one warp, and fifteen of the sixteen rows are multiplied for nothing. (Counted is how often it stands in the text; four warps run that text.)
 #
-# From 64 rows on there is another kind, `HGMMA`, by four warps together, which has no smaller form. This is why a kernel for experts lines its tokens up in blocks, and why a decoding step with one token a sequence uses so little of a GPU (units 11 and 14).
+# From 64 rows on there is another kind, `HGMMA`, by four warps together, which has no form with fewer than 64 rows. This is why a kernel for experts lines its tokens up in blocks, and why a decoding step with one token a sequence uses so little of a GPU (units 11 and 14).
 #
 # ## Turn the knobs
 #

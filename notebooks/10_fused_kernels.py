@@ -138,7 +138,7 @@ print(f"eager: {left:.1f} bytes an element; at the very least: 4")
 #
 # Ten times what is needed. No operator is at fault: each does its part well, and the waste is *between* them. What one writes, the next reads again. Only the small tensors, one number a row, do not show.
 #
-# The counter believes that everything comes from memory and goes there. Is that so? An H800 has an L2 cache of 50 MB (second-hand: the H100's, which is the same chip). In between our tensors are 117 MB in BF16 and 235 in float32; they do not fit. With a few hundred tokens they would, and then the time is not in the bytes: we come back to that at the end.
+# The counter believes that everything comes from memory and goes there. Is that so? An H800 has an L2 cache of 50 MB (the H100's data sheet, second-hand: it is the same chip). In between our tensors are 117 MB in BF16 and 235 in float32; they do not fit. With a few hundred tokens they would, and then the time is not in the bytes: we come back to that at the end.
 #
 # ## One program a row
 #
@@ -329,7 +329,7 @@ print(f"{sum(r + w for _, r, w in traffic.rows) / gate_NI.numel():.0f} bytes an 
 #
 # ## What it is worth
 #
-# From bytes to a bound on time: an H800's roofs (lesson 08). The arithmetic of these kernels is float32, outside the tensor cores, so that is the roof to take.
+# From bytes to a bound on time: an H800's roofs (lesson 08; its float32 is taken to be the H100's). The arithmetic of these kernels is float32, outside the tensor cores, so that is the roof to take.
 
 # %%
 from course.hardware import GPUS, Work, bound
@@ -907,7 +907,7 @@ for name, its in reports.items():
     print(f"{name:17s} {listed[0]:40s} {listed[1]:27s} {listed[2]}")
 
 # %% [markdown]
-# `LDG.E.128` is a load of 16 bytes a thread, eight BF16 numbers: the widest there is. `LDG.E.64` in RoPE: its halves of a head are 32 features, and a tile of 16 rows times 32 pairs over 128 threads leaves four numbers to a thread. A scalar kernel would show `LDG.E.U16`, as cross entropy does for the one logit of the target.
+# `LDG.E.128` is a load of 16 bytes a thread, eight BF16 numbers: the widest on this chip. `LDG.E.64` in RoPE: its halves of a head are 32 features, and a tile of 16 rows times 32 pairs over 128 threads leaves four numbers to a thread. A scalar kernel would show `LDG.E.U16`, as cross entropy does for the one logit of the target.
 #
 # The special functions tell what is computed. RMSNorm: one `RSQ` a row (and a reciprocal, for the division by D). SwiGLU: a sigmoid is $1 / (1 + 2^{-x \log_2 e})$, one `EX2` and one `RCP` each for the 16 numbers of a thread. Cross entropy: 16 `EX2` for the block, and one for the factor of the old sum. (The odd `RCP` in SwiGLU and RoPE belongs to a division of whole numbers: which tile am I?)
 #
@@ -1043,7 +1043,7 @@ plt.show()
 # - whether the kernels *reach* their bounds. Latency, the tail of the last programs, and too few bytes on their way come on top. Good kernels of this kind come near the memory's roof; 85 % of a copy is what the course sets itself as a goal, and `benchmarks/kernels.py` is the harness that would tell, against eager PyTorch and `torch.compile`. Its rows stay empty without a GPU, and **none have been measured**.
 # - small inputs. With 64 tokens, x is under 1 MB: everything lies in L2, and what eager PyTorch pays for is seven launches instead of one. Fusing helps there for another reason, and by another factor, than the one counted here.
 # - the interpreter's speed says nothing. It runs programs one after another, in Python.
-# - the precise rounding of a GPU: its `EX2` and `RSQ` are approximations good to about a unit in the last place of float32, and sums go in the order of the hardware's tree. In BF16 results this rarely shows.
+# - the precise rounding of a GPU: its `EX2` and `RSQ` are approximations good to one or two units in the last place of float32, and sums go in the order of the hardware's tree. In BF16 results this rarely shows.
 #
 # ## Turn the knobs
 #
@@ -1095,7 +1095,7 @@ controls = interact(
 )
 
 # %% [markdown]
-# Three things to try: the number of tokens at which all that the eager RMSNorm moves would fit into the L2; float32, where the gain shrinks; and a width at which the least time falls under a microsecond, which no launch does.
+# Three things to try: the number of tokens at which all that the eager RMSNorm moves would fit into the L2; float32, where the gain shrinks; and a width at which the least time falls under a microsecond, which is less than a launch costs.
 #
 # ## What we measured
 #

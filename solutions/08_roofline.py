@@ -388,8 +388,8 @@ check("08.6", tensor_core_flops)
 #
 # DeepSeek-V3's experts have width 7,168 outside and 2,048 inside: gate and up in one product, then down, in FP8 with a scale for each 128 by 128 block. Two settings, both from DeepSeek's published profiles (deepseek-ai/profile-data, README, *quoted*):
 #
-# - **decoding** over 128 GPUs with 128 requests on each: 2 of the 256 experts on a GPU. With 8 experts a token and even shares an expert sees $128 \cdot 128 \cdot 8 / 256 = 512$ tokens in one step (*computed*);
-# - **training** over 64 GPUs with a sequence of 4,096 tokens on each: 4 experts on a GPU, $64 \cdot 4096 \cdot 8 / 256 = 8192$ tokens for each (*computed*).
+# - **decoding** over 128 GPUs with 128 requests on each: 2 of the 256 experts on a GPU. With 8 experts a token and even shares an expert sees $128 \cdot 128 \cdot 8 / 256 = 512$ tokens in one step (*computed*). The step runs as two micro-batches, so that one computes while the other communicates: each launch sees 256;
+# - **training** over 64 GPUs with a sequence of 4,096 tokens (we take it to be one on each): 4 experts on a GPU, $64 \cdot 4096 \cdot 8 / 256 = 8192$ tokens for each (*computed*).
 #
 # The weight gradient is a product too: x transposed times the gradient of y. Its "tokens" are features and its K is the tokens, and it is **added** to a float32 sum. (Scales of activations, 1 by 128, are left out here: about 3 % of the bytes of x.)
 #
@@ -428,14 +428,14 @@ def ask(work, kind):
     return least(work, roofs, h800.memory_roof(kind).value)
 
 
-print("requests  tokens an        FLOPs a byte      least time   bound by           share bound by compute")
-print("a GPU     expert           gate+up   down    peak roofs   gate+up, down      peak   achieved roofs")
+print("requests  tokens, expert   FLOPs a byte      least time   bound by           share bound by compute")
+print("a GPU     and launch       gate+up   down    peak roofs   gate+up, down      peak   achieved roofs")
 for requests in (1, 8, 32, 64, 128, 256, 512):
-    work = forward([4 * requests] * 2)
+    work = forward([2 * requests] * 2)
     _, by, total, share = ask(work, "peak")
     ratios = [flops / moved for flops, moved, _ in work]
     print(
-        f"{requests:8d}  {4 * requests:9d}  {ratios[0]:13.0f} {ratios[1]:8.0f}   {1e6 * total:7.1f} us   "
+        f"{requests:8d}  {2 * requests:9d}  {ratios[0]:13.0f} {ratios[1]:8.0f}   {1e6 * total:7.1f} us   "
         f"{', '.join(by):17s}  {share:4.0%}   {ask(work, 'achieved')[3]:4.0%}"
     )
 
@@ -460,8 +460,8 @@ import matplotlib.pyplot as plt
 plt.style.use("course.lesson")
 figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.2))
 pieces = {
-    "decode, 1 request a GPU": forward([4] * 2)[0],
-    "decode, 128 requests": forward([512] * 2)[0],
+    "decode, 1 request a GPU": forward([2] * 2)[0],
+    "decode, 128 requests": forward([256] * 2)[0],
     "training, forward": work[0],
     "training, weight gradient": work[4],
 }
@@ -480,7 +480,7 @@ right.legend()
 plt.show()
 
 # %% [markdown]
-# *Figure: left, the roofline of an H800 for FP8 with four of the products: one request a GPU stands far down on the slope, the other three lie on the flat roof. Right, the least time of two experts against the tokens of each: flat while
+# *Figure: left, the roofline of an H800 for FP8 with four of the products: decoding stands on the slope, one request a GPU far down and 128 requests near its upper end; training lies on the flat roof. Right, the least time of two experts against the tokens of each: flat while
 # the weights are read, then rising in proportion; a dotted line marks where the first product becomes bound by compute.*
 #
 # Two roofs, two answers: "peak" is what the data sheet promises, "achieved" what somebody is known to have reached (DeepGEMM's 1,550 TFLOP/s and FlashMLA's 3,000 GB/s, *quoted*, see `course.hardware.GPUS`). All of it is a bound and no forecast.

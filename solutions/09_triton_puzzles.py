@@ -36,6 +36,8 @@
 # - An answer that is right is then **compiled for an H100** (sm_90), with no GPU needed. What its compiler refuses does not pass: a `tl.dot` that is too small, a block
 #   that is no power of two.
 # - All tensors given to you are contiguous unless the text says otherwise, and so are the results.
+# - The arithmetic belongs in kernels. Beside them PyTorch may allocate, fill, view, copy, cast, count, compare, and add up partial results; what else makes more than one floating-point number there does not
+#   pass. Results have memory of their own: a view of an input does not count.
 # - Each puzzle names **what a good answer moves**, in bytes. The check does not count them; you can:
 #
 # ```python

@@ -32,6 +32,8 @@
 #
 # - Kernels run in an interpreter on the CPU that tells of lanes outside a tensor, of two programs at one element, and of NaN in what was never loaded or written. An answer that is right is then compiled for an H100 (sm_90), without a GPU.
 # - All tensors are contiguous, those you get and those you return. Inputs of floats are float32 or bfloat16. **Compute in float32** and **round once**, at the end, unless the text says otherwise.
+# - The arithmetic belongs in kernels. Beside them PyTorch may allocate, fill, view, copy, cast, count, compare, and add up partial results; what else makes more than one floating-point number there does not
+#   pass. Results have memory of their own: a view of an input does not count.
 # - A float32 result is compared by the norm of the error, 1e-5 of the norm of what is right. A bfloat16 result has to be the nearest bfloat16; one number in 50 may be its neighbour, since the order of a sum can tip a number over.
 # - Where there are no rows, results have no rows either, and no kernel need be launched.
 # - Each exercise names **the least bytes**: every input read once, every result written once. The check does not count them; the last cells of this lab do.
@@ -141,10 +143,10 @@ check("10.1", rmsnorm_add)
 #
 # | | shape | |
 # |---|---|---|
-# | `dy_ND`, `dsum_ND`, `s_ND` | `[N, D]` | float32 or bfloat16, all three the same; N from 0 to some hundreds here, in training a million |
+# | `dy_ND`, `dsum_ND`, `s_ND` | `[N, D]` | float32 or bfloat16, all three the same; N from 0 to some hundreds here, in training a million: let offsets be int64 |
 # | `weight_D` | `[D]` | float32 or bfloat16 |
 # | `scale_N` | `[N]` float32, or None | |
-# | `eps` | float | |
+# | `eps` | float | above 0 where `scale_N` is None |
 # | returns `dx` | `[N, D]` | of s's dtype |
 # | returns `dweight` | `[D]` | of the weight's dtype |
 #

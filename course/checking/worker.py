@@ -30,6 +30,7 @@ FILES = 64 << 20  # bytes of the largest file an answer may write
 ANSWER = "answer.py"  # the file in the worker's folder that holds the prelude and then the answer
 ENGINE = ("course", "course.checking", "course.checking.wire", "course.checking.worker")  # there for every answer
 KERNEL_ENGINE = (  # there for one that launches kernels
+    "course.checking.only_kernels",
     "course.kernels",
     "course.kernels.checked",
     "course.kernels.compiler",
@@ -104,12 +105,16 @@ class Answer:
         with ExitStack() as stack:
             log = None
             if self.kernel:
+                from course.checking.only_kernels import only_kernels, refuse_views
                 from course.kernels.checked import checked
 
                 log = stack.enter_context(checked())
+                stack.enter_context(only_kernels())
             if self.forbidden:
                 stack.enter_context(_Forbid(self.forbidden))
             value = self.function(**arguments)
+        if self.kernel:
+            refuse_views(value, arguments)
         changed = [name for name, value in arguments.items() if pack({name: value}) != before[name]]
         launches = [launch.to_json() for launch in log.launches] if log else []
         return {"status": "value", "value": value, "changed": changed, "launches": launches}

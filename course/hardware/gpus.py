@@ -32,7 +32,7 @@ class Limits:
     shared_a_block: int  # bytes
     shared_unit: int  # bytes
     shared_reserved: int  # bytes that the system keeps of each block
-    source: str = "NVIDIA, CCCL, cuda::arch_traits"
+    source: str = "NVIDIA, CCCL, cuda::arch_traits; the units: cuda_occupancy.h"
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class GPU:
     memory: Figure  # bytes
     bandwidth: Figure  # bytes/s, of the memory
     peak: dict[str, Figure]  # number format -> FLOP/s
-    limits: Limits
+    limits: Limits | None  # None: of a chip that is not known here
     cache: Figure | None = None  # bytes, L2
     nvlink: Figure | None = None  # bytes/s, both directions together
     achieved: dict[str, Figure] = field(default_factory=dict)  # number format -> FLOP/s
@@ -84,11 +84,19 @@ class GPU:
 AMPERE = Limits(64, 32, 65_536, 255, 256, 167_936, 166_912, 128, 1024)
 HOPPER = Limits(64, 32, 65_536, 255, 256, 233_472, 232_448, 128, 1024)
 BLACKWELL = Limits(64, 32, 65_536, 255, 256, 233_472, 232_448, 128, 1024)
-LIMITS = {"sm_80": AMPERE, "sm_90": HOPPER, "sm_100": BLACKWELL}
+LIMITS = {
+    "sm_75": Limits(32, 16, 65_536, 255, 256, 65_536, 65_536, 256, 0),
+    "sm_80": AMPERE,
+    "sm_86": Limits(48, 16, 65_536, 255, 256, 102_400, 101_376, 128, 1024),
+    "sm_89": Limits(48, 24, 65_536, 255, 256, 102_400, 101_376, 128, 1024),
+    "sm_90": HOPPER,
+    "sm_100": BLACKWELL,
+}
 
 KLOCKWOOD = "glennklockwood.com, processors, citing NVIDIA's data sheets"
 HPCTECH = "archive-lib.hpctech.co.jp, NVIDIA H100, after NVIDIA's data sheet"
 BEKMAN = "stas00/ml-engineering, when-to-upgrade-gpus"
+OPENXLA = "openxla/xla, xla/backends/gpu/target_config/specs/b200.txtpb, read from a card"
 DEEP_DIVE = "deepseek-ai/FlashMLA, docs/20250422-new-kernel-deep-dive.md"
 PROFILE = "deepseek-ai/profile-data, train.json, deviceProperties"
 
@@ -155,13 +163,21 @@ A100 = GPU(
 B200 = GPU(
     name="B200 SXM",
     arch="sm_100",
-    sms=Figure(148, "no source found", "unverified"),
-    memory=_second_hand(180e9, BEKMAN),
+    sms=Figure(148, OPENXLA),
+    memory=Figure(191_514_411_008, OPENXLA),
     bandwidth=_second_hand(8.0e12, BEKMAN),
+    cache=Figure(132_644_864, OPENXLA),
     peak={"bf16": _second_hand(2250e12, BEKMAN), "fp8": _second_hand(4500e12, BEKMAN)},
     limits=BLACKWELL,
     nvlink=_second_hand(1800e9, "devidasmishra/ai-inference-hardware-economics-2026, a data set"),
 )
+REPORTED = {
+    "NVIDIA H100 80GB HBM3": H100,
+    "NVIDIA H800": H800,
+    "NVIDIA H200": H200,
+    "NVIDIA A100-SXM4-80GB": A100,
+    "NVIDIA B200": B200,
+}  # what a driver calls them
 GPUS = {"h800": H800, "h100": H100, "h200": H200, "a100": A100, "b200": B200}
 
 
@@ -176,7 +192,7 @@ def your_card() -> GPU | None:
         return None
     told = torch.cuda.get_device_properties(0)
     arch = f"sm_{told.major}{told.minor}"
-    known = next((gpu for gpu in GPUS.values() if gpu.name.split()[0] in told.name), None)
+    known = REPORTED.get(told.name)
 
     def read(value: float) -> Figure:
         return Figure(value, "torch.cuda.get_device_properties", "read")
@@ -188,6 +204,6 @@ def your_card() -> GPU | None:
         memory=read(told.total_memory),
         bandwidth=known.bandwidth if known else read(float("nan")),
         peak=known.peak if known else {},
-        limits=LIMITS.get(arch, HOPPER),
+        limits=LIMITS.get(arch),
         cache=read(told.L2_cache_size),
     )

@@ -12,11 +12,11 @@ TENSOR = r"HGMMA|QGMMA|IGMMA|HMMA|QMMA|IMMA|UTC\w*MMA|v_mfma\w*|v_smfmac\w*"  # 
 ASYNC = "LDGSTS|UTMALDG|UTMASTG|UBLKCP|UTMAREDG"
 SPILLS = "LDL|STL|scratch_load|scratch_store"
 MEANS = (  # of an instruction's name, the first that fits
-    ("HGMMA", "tensor cores, four warps together: a product of tiles, 16-bit inputs from shared memory, summed in registers"),
+    ("HGMMA", "tensor cores, four warps together: a product of tiles from shared memory, summed in registers"),
     ("QGMMA", "tensor cores, four warps together: the same with FP8 inputs"),
     ("UTCHMMA", "tensor cores of Blackwell, one thread for a block: a product of tiles, summed in tensor memory"),
     ("UTCQMMA", "tensor cores of Blackwell: the same with FP8 inputs"),
-    ("HMMA", "tensor cores, one warp: a small product of 16-bit inputs from registers"),
+    ("HMMA", "tensor cores, one warp: a small product of 16-bit or TF32 inputs from registers"),
     ("QMMA", "tensor cores, one warp: a small product of FP8 inputs from registers"),
     ("v_mfma", "matrix cores of AMD, one wave: a small product"),
     ("WARPGROUP.ARRIVE", "the four warps meet before a product of theirs"),

@@ -1,7 +1,8 @@
 """How many blocks of a kernel fit on an SM at once, and what stands in the way of more.
 
 Each resource gives a number of blocks; the least of them counts. Registers are given to whole warps, in portions;
-shared memory in portions as well, and a little of it goes to the system for each block (`Limits`).
+shared memory in portions as well, and a little of it goes to the system for each block (`Limits`). That an SM has four
+parts, each with a quarter of the registers, is left out: it only lowers what blocks of one or two warps are allowed.
 """
 
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ def occupancy(gpu: GPU, warps: int, registers: int, shared_bytes: int) -> Occupa
     Raises: ValueError for a block that does not fit at all, with the reason.
     """
     its = gpu.limits
+    if its is None:
+        raise ValueError(f"the limits of {gpu.arch} ({gpu.name}) are not known here")
     if not 1 <= warps <= 32:
         raise ValueError(f"a block has 1 to 32 warps, not {warps}")
     if registers > its.registers_a_thread:

@@ -121,7 +121,11 @@ def _remarks(made, ptx: Path) -> str:
     capability = made.metadata.target.arch
     assembler = triton.knobs.nvidia.ptxas_blackwell if capability >= 100 else triton.knobs.nvidia.ptxas
     chip = f"--gpu-name=sm_{capability}{'a' if capability >= 90 else ''}"
-    done = subprocess.run([assembler.path, "-v", chip, ptx, "-o", os.devnull], capture_output=True, text=True)
+    done = subprocess.run(
+        [assembler.path, "-lineinfo", "-v", "--regAllocOptLevel=2", chip, ptx, "-o", os.devnull],
+        capture_output=True,
+        text=True,
+    )
     return done.stderr
 
 

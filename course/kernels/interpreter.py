@@ -11,8 +11,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 import triton.language as tl
+from torch.utils._python_dispatch import _disable_current_modes
 from triton.backends.nvidia.compiler import CUDAOptions
+from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter as stock
 from triton.runtime.interpreter import InterpretedFunction, TensorHandle
 from triton.runtime.jit import KernelParam, TensorWrapper, mangle_type
@@ -22,6 +25,7 @@ from course.kernels.launch import OPTIONS, KernelFault, Launch
 from course.kernels.memory import Memory
 from course.kernels.operations import Builder, Reduce, Scan
 
+LOAD = TritonSemantic._load_legacy
 MAX_GRID = (2**31 - 1, 65535, 65535)
 
 
@@ -38,6 +42,7 @@ def installed(builder: Builder) -> Iterator[None]:
         (stock.interpreter_semantic, "builder", builder),
         (stock, "ReduceOps", Reduce),
         (stock, "ScanOps", Scan),
+        (TritonSemantic, "_load_legacy", lambda *args: _load(builder, *args)),
         (InterpretedFunction, "run", lambda self, *args, **kwargs: _run(builder, self, args, **kwargs)),
         (InterpretedFunction, "__call__", lambda self, *args, **kwargs: _call(builder, self, args, kwargs)),
     ]
@@ -51,16 +56,28 @@ def installed(builder: Builder) -> Iterator[None]:
             setattr(owner, name, value)
 
 
+def _load(builder: Builder, *args) -> Any:
+    """Triton's load asks whether there is an `other`; while it does, a tensor is true even if all it holds is one zero."""
+    before, builder.loading = builder.loading, True
+    try:
+        return LOAD(*args)
+    finally:
+        builder.loading = before
+
+
 def _call(builder: Builder, function: InterpretedFunction, args: tuple, kwargs: dict) -> Any:
     """One kernel calls another function of its language."""
     if function.fn not in builder.patches:
-        builder.patches[function.fn] = _patch(function.fn)
+        builder.patches[function.fn] = _patch(builder, function.fn)
     return function.rewrite()(*args, **kwargs)
 
 
-def _patch(function: Callable) -> Any:
+def _patch(builder: Builder, function: Callable) -> Any:
     """Put the interpreter's language where this function sees Triton's; what is returned restores it."""
     scope = stock._patch_lang(function)
+    scope.set_attr(
+        tl.tensor, "__bool__", lambda self: builder.loading or self.handle.data.size > 1 or bool(self.handle.data)
+    )
     scope.set_attr(tl.tensor, "__index__", lambda self: self.handle.data.item())  # Triton 3.6's fails on numpy 2.4
     return scope
 
@@ -97,11 +114,11 @@ def _execute(
     builder: Builder, kernel: Callable, memory: Memory, sizes: tuple[int, ...], values: dict[str, Any]
 ) -> None:
     outer = builder.memory, builder.patches
-    builder.memory, builder.patches = memory, {kernel: _patch(kernel)}
+    builder.memory, builder.patches = memory, {kernel: _patch(builder, kernel)}
     padded = sizes + (1,) * (3 - len(sizes))
     builder.set_grid_dim(*padded)
     try:
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), torch._C.DisableTorchFunction(), _disable_current_modes():
             for program in np.ndindex(padded):
                 memory.begin(program[: len(sizes)])
                 builder.set_grid_idx(*program)

@@ -1,7 +1,8 @@
 """bfloat16 and FP8 as the interpreter holds them (raw codes in unsigned integers), made to count as torch counts.
 
-Casts are torch's own, so they round to nearest even and overflow as torch's do: E4M3 saturates at 448, E5M2 becomes
-infinite past 61440. Arithmetic is done in float32 and rounded once: what torch does, and an H100 for one sum or product.
+Casts are torch's own, so they round to nearest even and overflow as torch's do: E4M3 saturates at 448 (before torch 2.12
+it became NaN), E5M2 becomes infinite from 61440 on. Arithmetic is done in float32 and rounded once: what torch does, and
+an H100 for one sum or product.
 
 Two places where a chip differs, both out of reach of scaled and upcast values: its casts to FP8 saturate for E5M2 too
 (cvt.rn.satfinite in the PTX), and its tl.sum of bfloat16 rounds every partial sum (add.bf16), while torch's and this one

@@ -69,7 +69,7 @@ class Argument:
                 f"its shape is {list(self.shape)}, its strides are {list(self.strides)}"
             )
         shape = f" (shape {list(self.shape)})" if len(self.shape) > 1 else ""
-        hint = "is an offset wrong?" if at < 0 else "is a mask missing?"
+        hint = "is an offset wrong?" if at < 0 else "is a mask missing, or a stride wrong?"
         return f"{self.name}[{at}], but {self.name} has {plural(self.count, 'element')}{shape}; {hint}"
 
 

@@ -31,6 +31,7 @@ class Builder(stock.InterpreterBuilder):
         super().__init__()
         self.launched = launched
         self.dry = dry  # launches are told, and nothing runs
+        self.loading = False  # inside Triton's own load
         self.memory: Memory | None = None
         self.patches: dict[Any, Any] = {}  # function of the running launch -> what restores Triton's language
         self.options = stock.InterpreterOptions(sanitize_overflow=False)

@@ -1,4 +1,4 @@
-"""Rotary position embedding (Su et al. 2021, section 3.4), as one kernel: a program turns a block of positions of all heads.
+"""Rotary position embedding (Su et al. 2021, section 3.2, 3.4.2), as one kernel: a program turns a block of positions of all heads.
 
 A pair (a, b) of features becomes (a cos - b sin, b cos + a sin). Which features make a pair is the layout:
   half          feature i and feature i + D/2

@@ -137,7 +137,7 @@ def test_a_right_answer_passes_in_a_fresh_process_too(exercise):
 @pytest.mark.parametrize("exercise", [e for e in EVERY.values() if e.kernel], ids=lambda e: e.id)
 def test_the_pytorch_reference_is_no_answer_to_a_kernel_exercise(exercise):
     verdict = judged(exercise, source(exercise, exercise.reference), start=forked)
-    assert verdict.failures[0].what == "no Triton kernel was launched"
+    assert any(reason in verdict.failures[0].what for reason in ("no Triton kernel was launched", "NotTheKernel"))
 
 
 @pytest.mark.deep

@@ -99,13 +99,18 @@ FAR = {"one": 1000, "64": 1063, "4096": 5095, "a million": 1_000_999, "two billi
 @pytest.mark.parametrize("offset", FAR.values(), ids=FAR.keys())
 def test_a_load_past_the_end_is_caught_however_far_it_goes(in_child, offset):
     said = in_child(lambda: read_at[(1,)](torch.zeros(1000), torch.zeros(1), offset))
-    assert said == f"read_at, program 0: loads x[{offset}], but x has 1000 elements; is a mask missing?"
+    assert (
+        said == f"read_at, program 0: loads x[{offset}], but x has 1000 elements; is a mask missing, or a stride wrong?"
+    )
 
 
 @pytest.mark.parametrize("offset", FAR.values(), ids=FAR.keys())
 def test_a_store_past_the_end_is_caught_however_far_it_goes(in_child, offset):
     said = in_child(lambda: write_at[(1,)](torch.zeros(1000), offset))
-    assert said == f"write_at, program 0: stores x[{offset}], but x has 1000 elements; is a mask missing?"
+    assert (
+        said
+        == f"write_at, program 0: stores x[{offset}], but x has 1000 elements; is a mask missing, or a stride wrong?"
+    )
 
 
 @pytest.mark.parametrize("kernel", [write_at, add_at], ids=["store", "atomic"])
@@ -119,7 +124,7 @@ def test_the_sentence_names_the_program_of_a_grid_of_two_dimensions_and_the_shap
     x = torch.zeros(10, 100)
     said = in_child(lambda: unmasked_copy[(4, 1)](x, torch.zeros(1024), BLOCK=256))
     assert said == (
-        "unmasked_copy, program (3, 0): loads x[1000], but x has 1000 elements (shape [10, 100]); is a mask missing?"
+        "unmasked_copy, program (3, 0): loads x[1000], but x has 1000 elements (shape [10, 100]); is a mask missing, or a stride wrong?"
     )
 
 

@@ -39,6 +39,11 @@ def half_written(out, BLOCK: tl.constexpr):
     tl.store(out + tl.arange(0, BLOCK), 1.0)
 
 
+@triton.jit
+def masked_scalar_of_zero(x, out, there):
+    tl.store(out, tl.load(x, mask=there > 0, other=0.0))
+
+
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 
@@ -49,6 +54,14 @@ def test_masked_off_lanes_of_floats_hold_nan():
         with checked():
             masked_load[(1,)](torch.ones(5).to(dtype), out, 5, BLOCK=8)
         assert out.float().isnan().tolist() == [False] * 5 + [True] * 3, dtype
+
+
+def test_other_is_taken_where_it_is_a_single_zero():
+    out = torch.ones(2)
+    with checked():
+        masked_load_of_zeros[(1,)](torch.ones(1), out, 0, BLOCK=1)
+        masked_scalar_of_zero[(1,)](torch.ones(1), out[1:], 0)
+    assert out.tolist() == [0.0, 0.0]
 
 
 def test_masked_off_lanes_of_integers_hold_the_poison():

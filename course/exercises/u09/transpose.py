@@ -105,13 +105,6 @@ def not_transposed(x_MN):
     return out_MN
 
 
-def strides_of_the_view(x_MN):
-    (M, N), TILE = x_MN.shape, 32
-    out_NM = torch.empty_like(x_MN.T)
-    _tiles[(triton.cdiv(M, TILE), triton.cdiv(N, TILE))](x_MN, out_NM, M, N, TILE=TILE)
-    return out_NM
-
-
 def grid_rounded_down(x_MN):
     (M, N), TILE = x_MN.shape, 32
     out_NM = torch.empty(N, M)
@@ -161,12 +154,6 @@ EXERCISE = Exercise(
             "not-transposed",
             not_transposed,
             "It looks like x_MN itself. Element (m, n) of the input is element (n, m) of the result, whose shape is [N, M].",
-        ),
-        Misconception(
-            "strides-of-the-view",
-            strides_of_the_view,
-            "It looks like torch.empty_like(x_MN.T), which takes over the strides of that view and is not contiguous. "
-            "torch.empty(N, M) is.",
         ),
         Misconception(
             "grid-rounded-down",
