@@ -89,7 +89,8 @@ class Bench:
 def fingerprint(out: Any) -> list[float]:
     """The norm of each tensor of an output."""
     parts = out if isinstance(out, tuple) else (out,)
-    return [torch.linalg.vector_norm(part, dtype=torch.float32).item() for part in parts]
+    floats = (part if part.is_floating_point() else part.float() for part in parts)
+    return [torch.linalg.vector_norm(part, dtype=torch.float32).item() for part in floats]
 
 
 def near(a: list[float], b: list[float]) -> bool:

@@ -1,7 +1,8 @@
 """The course's kernels with sizes to compile them for: a launch as a large model would make it, its bytes and FLOPs.
 
 Sizes are those of DeepSeek-V3 where it has some: 8,192 tokens, width 7,168, 128 heads of 64 turned features, an expert's
-width 2,048, a vocabulary of 129,280. Bytes are what must move if everything is read once and written once.
+width 2,048, a vocabulary of 129,280, 8 of 256 experts a token. Bytes are what must move if everything is read once and
+written once.
 """
 
 import inspect
@@ -31,6 +32,8 @@ class Sizes:
     hidden: int = 2048  # of an expert
     vocab: int = 129_280
     square: int = 8192  # side of a matrix product
+    experts: int = 256
+    top_k: int = 8  # experts a token
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,14 @@ def _cross_entropy(empty: Callable, s: Sizes) -> tuple[tuple, float, str]:
     return (logits, targets), 4 * s.tokens * s.vocab, f"{s.tokens:,} rows of {s.vocab:,}"
 
 
+def _expert_offsets(empty: Callable, s: Sizes) -> tuple[tuple, float, str]:
+    import torch
+
+    ids = empty(s.tokens, s.top_k, of=torch.int64) % s.experts
+    size = f"{s.tokens:,} tokens, {s.top_k} of {s.experts} experts each"
+    return (ids, s.experts), 0, size  # whole numbers are compared and added; none is a float
+
+
 INPUTS = {
     "matmul": _matmul,
     "softmax": _softmax,
@@ -141,5 +152,6 @@ INPUTS = {
     "swiglu_backward": _swiglu_backward,
     "rope": _rope,
     "cross_entropy": _cross_entropy,
+    "expert_offsets": _expert_offsets,
 }
 NAMES = tuple(INPUTS)
