@@ -45,7 +45,7 @@ from torch import Tensor
 # A layer of experts multiplies each expert's tokens with that expert's weights: y = x w, once for each expert, all with the same K and N. Count what it computes and what it moves to and from memory, if everything is read once and written
 # once.
 #
-# - `tokens` holds M for each expert. An expert with M = 0 has no work: it reads **nothing**, its weights neither.
+# - `tokens` holds M for each expert. An expert with M = 0 has no work: it moves **nothing**, not even its weights or scales.
 # - FLOPs: a multiply and an add are two.
 # - Read, of each expert that has work: its x, at `bytes_x` an element; its w, at `bytes_w` an element; and w's scales, if there are any. Written: its y, at `bytes_y` an element.
 # - Scales: `block` is `[rows, columns]`, and each block of w of that size, `rows` along K and `columns` along N, has one **float32** scale of 4 bytes, whatever `bytes_w` is. Blocks at the edges may be cut short and have a scale as well. With `block` None there are no scales.
@@ -57,7 +57,7 @@ from torch import Tensor
 #
 # | | |
 # |---|---|
-# | `tokens` | list of ints, 0 or more |
+# | `tokens` | list of ints, each 0 or more; may be empty |
 # | `K`, `N` | ints, 1 or more |
 # | `bytes_x`, `bytes_w`, `bytes_y` | ints |
 # | `block` | list of two ints, or None |
@@ -110,7 +110,7 @@ check("08.1", intensity)
 # - Each piece is `[flops, bytes, dtype]`. `roofs` gives the FLOP/s of each dtype; all pieces share one bandwidth, in bytes/s.
 # - A piece is bound by `"compute"` if its FLOPs take strictly longer than its bytes, else by `"memory"`: at a tie it is `"memory"`, and also where nothing is done at all.
 # - The total adds up the times of the pieces.
-# - The share is the part of the total **time** that pieces bound by compute take: as long the tensor cores are what one waits for. Where the total is 0, the share is 0.0.
+# - The share is the part of the total **time** that pieces bound by compute take: the time during which one waits for the tensor cores. Where the total is 0, the share is 0.0.
 #
 # The example is case 1: roofs of 10^15 FLOP/s for bf16 and 2 · 10^15 for fp8, 2 · 10^12 bytes/s, and three pieces.
 #
@@ -125,14 +125,14 @@ check("08.1", intensity)
 # | | |
 # |---|---|
 # | `work` | list of `[flops, bytes, dtype]`: two numbers, 0 or more, and a string; may be empty |
-# | `roofs` | dict: dtype to FLOP/s |
+# | `roofs` | dict: dtype to FLOP/s; has every dtype of `work` |
 # | `bandwidth` | float, bytes/s |
 # | returns `times` | list of floats, seconds, one for each piece |
 # | returns `by` | list of strings |
 # | returns `total` | float, seconds |
 # | returns `share` | float, 0 to 1 |
 #
-# (Beyond ties that are exact in any order of calculation, no piece lies so near to its ridge that rounding would decide.)
+# (Ties are exact; all other pieces are far from a tie, so rounding never decides.)
 #
 # **Exercise 08.2** · difficulty 2 of 5 · 15 minutes · 10 points
 
@@ -271,8 +271,8 @@ check("08.4", to_e4m3)
 #
 # | | |
 # |---|---|
-# | `limits` | dict of ints, with the keys named above |
-# | `warps` | int, of a block |
+# | `limits` | dict of ints, all 1 or more, with the keys named above |
+# | `warps` | int, of a block, 1 or more |
 # | `registers` | int, of a thread, 1 or more |
 # | `shared_bytes` | int, of a block, 0 or more |
 # | returns `blocks` | int |
@@ -316,14 +316,16 @@ check("08.5", occupancy)
 #         /*0050*/                   EXIT ;
 # ```
 #
-# - A line with an **instruction** begins, after blanks, with an address between `/*` and `*/`. Then may come a predicate, which starts with `@`; then the instruction's name, up to the next blank; then operands, and a semicolon, with or without a blank before it. An instruction with a predicate counts like any other.
-# - A line that begins with `.L` and ends in a colon is a **label**: the place of the next instruction. Several labels may stand at one place. All other lines mean nothing here, whatever they hold.
-# - A **loop** is a jump (`BRA`, or a name that starts with `BRA.`) to a label that stands above it: all instructions from the label to the jump, both ends included. A jump to a label further down is none. The jump to itself that ends every kernel is a loop with one instruction.
-# - Take the loops that contain no other loop, none with both ends between (or at) theirs. Of these take the one with the **most tensor-core instructions**: the number of HGMMA, QGMMA and HMMA, whatever their sizes; of equal ones the one whose jump comes first. If there is none with any, the result is 0 and 0.
+# - A line with an **instruction** begins with an address between `/*` and `*/`: hexadecimal digits, four or more. Blanks may stand before it. Then may come a predicate, which starts with `@`; then the instruction's name, up to the next blank or semicolon; then operands, and a semicolon, with or without a blank before it. An instruction with a predicate counts like any other.
+# - A line with `.L` in the first column and the colon last is a **label**: the place of the next instruction. Several labels may stand at one place. All other lines mean nothing here, whatever they hold.
+# - A **loop** is a jump (`BRA`, or a name that starts with `BRA.`) to a label that stands above it: all instructions from the label to the jump, both ends included. The target is the label in the operands, written `` `(.L_x_1)``; other operands may stand before it. A jump to a label further down is none, and no other instruction makes a loop. The jump to itself that ends every kernel is a loop with one instruction.
+# - A loop contains another if that one's label and jump both lie within it, ends included; of two jumps to one label the longer loop contains the shorter. Loops that overlap only in part do not contain each other.
+# - Take the loops that contain no other loop. Of these take the one with the **most tensor-core instructions**: the number of HGMMA, QGMMA and HMMA, whatever their sizes; of equal ones the one whose jump comes first. If there is none with any, the result is 0 and 0.
 # - **FLOPs** of one pass: an instruction multiplies an M x K by a K x N matrix and adds, which is 2 M N K.
 #   - `HGMMA.64x256x16.F32.BF16` (16-bit inputs) and `QGMMA.64x256x32.F32.E4M3.E4M3` (FP8) have M x N x K in their name. **Four warps together** do one: a block of 8 warps does two of each that stands in the text.
 #   - `HMMA.16816.F32.BF16` is 16 x 8 x 16 and `HMMA.1688.F32.TF32` is 16 x 8 x 8, again M x N x K. **Each warp** does one of its own.
-# - **Loads** of one pass: how many instructions in this loop load from memory, counted as they stand in the text: `LDG`, `LDGSTS` (an asynchronous copy to shared memory) and `UTMALDG` (TMA), with or without a point and more behind it. `LDS`, `LDSM`, `LDL` and `LDC` load from elsewhere, and `LDGDEPBAR` loads nothing.
+#   - The digits decide, not the types.
+# - **Loads** of one pass: how many instructions in this loop load from memory, counted as they stand in the text: `LDG`, `LDGSTS` (an asynchronous copy to shared memory) and `UTMALDG` (TMA), with or without a point and more behind it. Only these three count: `LDS`, `LDSM`, `LDL` and `LDC` load from elsewhere, `LDGDEPBAR` loads nothing, and `LD` is left out here.
 #
 # In the example the loop goes from 0010 to 0040. It has two HGMMA, each 2 · 64 · 8 · 16 = 16,384 FLOPs, done once by the 4 warps: 32,768, and one load. The first HGMMA stands outside.
 #
@@ -334,7 +336,7 @@ check("08.5", occupancy)
 # | returns `flops` | int |
 # | returns `loads` | int |
 #
-# **Exercise 08.6** · difficulty 4 of 5 · 30 minutes · 10 points · spine
+# **Exercise 08.6** · difficulty 4 of 5 · 45 minutes · 10 points · spine
 
 
 # %% tags=["exercise:08.6"]

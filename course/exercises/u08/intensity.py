@@ -13,6 +13,10 @@ EDGES = [  # tokens of each expert, K, N, bytes of x, w, y, block, accumulate
     ([3, 1], 64, 200, 1, 1, 2, [16, 100], False),  # a block that is not square
     ([0, 130, 4], 7168, 4096, 1, 1, 2, [128, 128], False),  # DeepSeek-V3's gate and up
     ([4096] * 4, 2048, 7168, 1, 4, 4, [128, 128], True),
+    ([6, 0, 2], 5, 200, 1, 1, 2, [128, 128], False),  # a block longer than K
+    ([6, 0, 2], 200, 5, 1, 1, 2, [128, 128], False),  # a block wider than N
+    ([2, 7], 9, 300, 1, 1, 2, [1, 128], True),  # a scale for each part of a row
+    ([], 16, 16, 1, 1, 2, [4, 4], True),  # no experts
 ]
 
 
@@ -233,7 +237,7 @@ EXERCISE = Exercise(
     minutes=15,
     difficulty=2,
     spine=False,
-    cases=10,
+    cases=14,
     inputs=inputs,
     reference=reference,
     compare=same("flops", "moved", "ratio", rtol=1e-12),

@@ -16,6 +16,7 @@ EDGES = [  # work, roofs and bandwidth
     ([[3 * 2**20, 2**9, "fp32"], [2**12, 2**20, "fp8"], [2**24, 2**9, "fp8"]], *POWERS),  # the narrow format's turn
     ([[7 * 10**9, 10**12, "bf16"], [9 * 10**9, 10**11, "fp8"]], *H800),  # memory alone
     ([[10**9, 10**3, "fp8"], [2 * 10**9, 10**4, "fp8"], [5, 1, "bf16"]], *H800),
+    ([[2000, 0, "bf16"]], {"bf16": 1e15}, 2e12),  # 2e-12 s are little, and not nothing
 ]
 
 
@@ -249,7 +250,7 @@ EXERCISE = Exercise(
     minutes=15,
     difficulty=2,
     spine=False,
-    cases=12,
+    cases=13,
     inputs=inputs,
     reference=reference,
     compare=same("times", "by", "total", "share", rtol=1e-9),

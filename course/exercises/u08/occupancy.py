@@ -33,6 +33,10 @@ EDGES = [  # limits, warps a block, registers a thread, bytes of shared memory a
     (SMALL, 3, 33, 1300),
     (SMALL, 7, 24, 60_000),  # too much shared memory
     (HOPPER, 3, 200, 45_000),
+    (HOPPER | {"register_unit": 512}, 8, 33, 0),  # wider portions of registers: 5 blocks, not 6
+    (HOPPER | {"register_unit": 128}, 4, 41, 0),  # narrower ones: 11 blocks, not 10
+    (HOPPER | {"blocks": 16}, 1, 16, 0),
+    (HOPPER | {"warps": 48}, 8, 16, 0),  # 6 blocks, and full
 ]
 
 
@@ -49,6 +53,13 @@ def inputs(rng, number):
             warps, registers = int(rng.integers(1, 4)), int(rng.integers(8, 60))
             shared_bytes = int(rng.integers(8000)) * int(rng.integers(4) > 0)
     return {"limits": dict(limits), "warps": warps, "registers": registers, "shared_bytes": shared_bytes}
+
+
+def compare(inputs, wanted, got):
+    """As `same`, and of a wrong answer what its SM has that the H800's has not."""
+    what = same("blocks", "share", "limited_by", rtol=1e-9)(inputs, wanted, got)
+    others = {name: value for name, value in inputs["limits"].items() if value != HOPPER[name]}
+    return f"{what}; limits differ from the H800's in {others}" if what and others else what
 
 
 def reference(limits, warps, registers, shared_bytes):
@@ -376,10 +387,10 @@ EXERCISE = Exercise(
     minutes=20,
     difficulty=3,
     spine=False,
-    cases=22,
+    cases=26,
     inputs=inputs,
     reference=reference,
-    compare=same("blocks", "share", "limited_by", rtol=1e-9),
+    compare=compare,
     misconceptions=(
         Misconception(
             "registers-not-rounded",

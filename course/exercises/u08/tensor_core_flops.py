@@ -179,7 +179,83 @@ HGMMA.64x32x16.F32 R24, gdesc[UR8], R24, gsb0
 UTMALDG.2D [UR12], [UR22]
 @P0 BRA `(.L_x_0)
 EXIT"""
-EDGES = [  # text, warps
+TWO_NAMES = """\
+.L_x_1:
+.L_x_2:
+HGMMA.64x32x16.F32 R24, gdesc[UR8], R24, gsb0
+@P0 BRA `(.L_x_{})
+EXIT"""
+OVERLAP = """\
+.L_x_1:
+LDG.E R3, desc[UR14][R4.64]
+FADD R8, R8, R9
+.L_x_2:
+HGMMA.64x32x16.F32 R24, gdesc[UR8], R24, gsb0
+@P0 BRA `(.L_x_1)
+HGMMA.64x32x16.F32 R24, gdesc[UR8], R24, gsb0
+@P1 BRA `(.L_x_2)
+EXIT"""
+WAITS_INSIDE = """\
+.L_x_1:
+HGMMA.64x32x16.F32 R24, gdesc[UR8], R24, gsb0
+LDG.E R3, desc[UR14][R4.64]
+.L_x_2:
+@P0 BRA `(.L_x_2)
+@P1 BRA `(.L_x_1)
+EXIT"""
+WHAT_COUNTS = """\
+.L_x_1:
+LDG.E R3, desc[UR14][R4.64]
+HGMMA.64x32x16.F32 R24, gdesc[UR8], R24, gsb0
+FADD R8, R8, R9
+FADD R8, R8, R9
+FADD R8, R8, R9
+@P0 BRA `(.L_x_1)
+.L_x_2:
+HGMMA.64x32x16.F32 R24, gdesc[UR8], R24, gsb0
+HGMMA.64x32x16.F32 R24, gdesc[UR8], R24, gsb0
+HGMMA.64x32x16.F32 R24, gdesc[UR8], R24, gsb0
+CALL.REL.NOINC `(.L_x_2)
+.L_x_3:
+IMMA.16832.S8.S8 R4, R8.ROW, R10.COL, R4
+IMMA.16832.S8.S8 R4, R8.ROW, R10.COL, R4
+IMMA.16832.S8.S8 R4, R8.ROW, R10.COL, R4
+@P0 BRA `(.L_x_3)
+.L_x_4:
+HGMMA.64x32x16.F32 R24, gdesc[UR8], R24, gsb0
+HGMMA.64x32x16.F32 R24, gdesc[UR8], R24, gsb0
+@P0 BRA `(.L_x_4)
+EXIT"""
+DECOY_LABEL = """\
+.L_x_12:
+HGMMA.64x32x16.F32 R24, gdesc[UR8], R24, gsb0
+@P0 BRA `(.L_x_1)
+EXIT
+.L_x_1:
+EXIT"""
+DIGITS = """\
+.L_x_1:
+HMMA.1688.F32 R4, R8, R10, R4
+HGMMA.64x128x8.F32.TF32 R24, gdesc[UR8], R24, gsb0
+@P0 BRA `(.L_x_1)
+EXIT"""
+LOADS = """\
+.L_x_1:
+HGMMA.64x32x16.F32 R24, gdesc[UR8], R24, gsb0
+LDG R2, [R4]
+UTMALDG [UR12], [UR22]
+UTMASTG.2D [UR22], [UR12]
+UTMAREDG.2D.ADD [UR22], [UR12]
+LD.E R5, desc[UR14][R2.64]
+@P0 BRA `(.L_x_1)
+EXIT"""
+FORM = """\
+.L_2:
+HGMMA.64x32x16.F32 R24, gdesc[UR8], R24;
+//  /*0010*/                   HGMMA.64x32x16.F32 R24, gdesc[UR8], R24 ;
+LDG.E R3, desc[UR14][R4.64];
+@P0 BRA `(.L_2);"""
+EDGES = [  # text, warps, and the first address and the blanks before it where they are others than usual
     (COPIES, 8),
     (DESCRIPTORS, 8),  # a wait outside the loop jumps back into it
     (ONE_WARP, 8),
@@ -193,6 +269,17 @@ EDGES = [  # text, warps
     (TEN_LABELS, 4),  # one label begins like another
     (TWO_WAYS_BACK, 4),  # two loops from one label
     ("", 4),
+    # an HGMMA.64x32x16 is 65,536 FLOPs; what follows makes
+    (TWO_NAMES.format(1), 4),  # one of them
+    (TWO_NAMES.format(2), 4),  # the same
+    (OVERLAP, 4),  # two and no load: neither loop contains the other, the second has more
+    (WAITS_INSIDE, 4),  # none: the wait is the innermost loop
+    (WHAT_COUNTS, 8),  # four: not by the longest loop, by a call, or by tensor cores for integers
+    (DECOY_LABEL, 4),  # none: the jump goes down
+    (DIGITS, 8),  # 8 times 2,048 and twice 131,072 FLOPs
+    (LOADS, 4),  # one and two loads
+    (FORM, 4),  # one and one load
+    (FORM, 12, 0x10010, ""),  # three and one load
 ]
 EXAMPLE = """\
 HGMMA.64x8x16.F32.BF16 R24, gdesc[UR8], RZ, !UPT
@@ -204,17 +291,16 @@ HGMMA.64x8x16.F32.BF16 R24, gdesc[UR16], R24, gsb0
 EXIT"""
 
 
-def listing(text):
+def listing(text, address=0, blanks=8 * " "):
     """The form in which `nvdisasm -c` prints: an address before each instruction, a semicolon behind it."""
     lines = ['\t.section\t.text.HGMMA.64x64x16_kernel,"ax",@progbits', ".text.HGMMA.64x64x16_kernel:"]
-    address = 0
     for line in text.splitlines():
-        if line.endswith(":"):
+        if line.endswith(":") or line.startswith("//"):
             lines.append(line)
             continue
         predicate, _, rest = line.partition(" ") if line[0] == "@" else ("", "", line)
         end = "" if rest.endswith(";") else " ;"
-        lines.append(f"        /*{address:04x}*/ {predicate:>17} {rest}{end}")
+        lines.append(f"{blanks}/*{address:04x}*/ {predicate:>17} {rest}{end}")
         address += 16
     return "\n".join(lines) + "\n"
 
@@ -249,8 +335,8 @@ def inputs(rng, number):
     if number == 0:  # the example of the text
         return {"sass": listing(EXAMPLE), "warps": 4}
     if number <= len(EDGES):
-        text, warps = EDGES[number - 1]
-        return {"sass": listing(text), "warps": warps}
+        text, warps, *form = EDGES[number - 1]
+        return {"sass": listing(text, *form), "warps": warps}
     return {"sass": listing(drawn(rng)), "warps": 4 * int(rng.integers(1, 5))}
 
 
@@ -261,6 +347,8 @@ def compare(inputs, wanted, got):
         return what
     words = []
     for line in inputs["sass"].splitlines()[2:]:
+        if line.startswith("//"):
+            continue
         code = re.sub(r"^\s*/\*\w+\*/\s*|\s*;$", "", line)
         name = re.sub(r"^@\S+ ", "", code).split()[0]
         words.append(f"{name} {code.split()[-1].strip('`()')}" if name.startswith("BRA") else name)
@@ -926,10 +1014,10 @@ EXERCISE = Exercise(
     title="tensor cores in machine code",
     entry="tensor_core_flops",
     points=10,
-    minutes=30,
+    minutes=45,
     difficulty=4,
     spine=True,
-    cases=19,
+    cases=29,
     inputs=inputs,
     reference=reference,
     compare=compare,

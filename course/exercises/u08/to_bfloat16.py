@@ -15,6 +15,8 @@ EDGES = [  # bits of float32: what lies near a place where something can go wron
     [0x00000001, 0x00008000, 0x00008001, 0x00018000, 0x807FFFFF, 0x007F8000, 0x00400000],  # subnormal
     [0x3FFFFFFF, 0x3F7F8000, 0x40FFC000, 0xC07F8001],  # rounding goes up into the exponent
     [],
+    0x3FC0C000,  # no dimension at all
+    np.reshape(0x3F800000 + 0x4000 * np.arange(24), (2, 3, 4)),  # three dimensions, ties among them
 ]
 
 
@@ -41,8 +43,12 @@ def compare(inputs, wanted, got):
     differs = (wanted != got).flatten()
     place = differs.nonzero()[0].item()
     bits = inputs["x"].flatten().view(torch.int32)[place].item() & 0xFFFFFFFF
-    ours, theirs = wanted.flatten()[place].item(), got.flatten()[place].item()
-    return f"{differs.sum()} of {differs.numel()} codes differ; first of the bits 0x{bits:08X}: wanted 0x{ours:04X}, got {theirs:#06X}"
+    ours, theirs = (_hex(codes.flatten()[place].item()) for codes in (wanted, got))
+    return f"{differs.sum()} of {differs.numel()} codes differ; first of the bits 0x{bits:08X}: wanted {ours}, got {theirs}"
+
+
+def _hex(code):
+    return f"{'-' * (code < 0)}0x{abs(code):04X}"
 
 
 def reference(x):
@@ -198,7 +204,7 @@ EXERCISE = Exercise(
     minutes=20,
     difficulty=3,
     spine=False,
-    cases=12,
+    cases=14,
     inputs=inputs,
     reference=reference,
     compare=compare,

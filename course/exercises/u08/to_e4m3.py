@@ -25,6 +25,8 @@ EDGES = [  # numbers, saturate
     (list(-np.nextafter(np.float32(MIDDLES), np.float32(0))), False),
     (list(np.nextafter(np.float32(MIDDLES), np.float32(1000))), True),
     ([], True),
+    (1.5, True),  # no dimension at all
+    (np.reshape(MIDDLES[60:84], (2, 3, 4)).tolist(), False),  # three dimensions
 ]
 
 
@@ -291,7 +293,7 @@ EXERCISE = Exercise(
     minutes=30,
     difficulty=4,
     spine=True,
-    cases=16,
+    cases=18,
     inputs=inputs,
     reference=reference,
     compare=compare,
