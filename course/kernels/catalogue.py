@@ -38,7 +38,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Example:
-    """One kernel at one size."""
+    """One kernel at one size. Of a function that launches several the launch is the first; FLOPs and bytes are of all."""
 
     name: str
     path: Path  # of its file
