@@ -7,6 +7,7 @@ import re
 import secrets
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import permutations
 
 import pytest
@@ -110,8 +111,15 @@ def test_right_answers_pass_in_public_and_in_secret(exercise):
 
 @each_exercise
 def test_every_misconception_fails_and_is_named(exercise):
-    for seed in (None, secrets.randbits(64)):
+    wrong_answers_fail_and_are_named(exercise, None)
+    seed = secrets.randbits(64)
+    if not exercise.kernel:
         wrong_answers_fail_and_are_named(exercise, seed)
+        return
+    unnamed = replace(exercise, misconceptions=())  # to name one takes a run of all the others: see the deep test
+    for misconception in exercise.misconceptions:
+        verdict = judged(unnamed, source(exercise, misconception.answer), seed, start=forked)
+        assert verdict.status == "failed", f"{misconception.name} passes with seed {seed}"
 
 
 @each_exercise
