@@ -143,6 +143,10 @@ def _expert_offsets(empty: Callable, s: Sizes) -> tuple[tuple, float, str]:
     return (ids, s.experts), 0, size  # whole numbers are compared and added; none is a float
 
 
+def _fp8_quantize(empty: Callable, s: Sizes) -> tuple[tuple, float, str]:
+    return (empty(s.tokens, s.width),), 4 * s.tokens * s.width, f"{s.tokens:,} rows of {s.width:,}, blocks of 1 x 128"
+
+
 INPUTS = {
     "matmul": _matmul,
     "softmax": _softmax,
@@ -153,5 +157,6 @@ INPUTS = {
     "rope": _rope,
     "cross_entropy": _cross_entropy,
     "expert_offsets": _expert_offsets,
+    "fp8_quantize": _fp8_quantize,
 }
 NAMES = tuple(INPUTS)
