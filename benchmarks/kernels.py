@@ -35,7 +35,7 @@ from course.kernels.catalogue import INPUTS, Sizes, moved
 from course.kernels.checked import checked
 
 GOALS = {"rmsnorm": 0.85, "swiglu": 0.85, "rope": 0.85, "cross_entropy": 0.85, "matmul": 0.75}
-PRODUCTS = ("matmul",)
+PRODUCTS = {"matmul": 1, "fp8_gemm": 2}  # of the FLOP/s of a bf16 product, what their number format has at its peak
 TINY = Sizes(tokens=24, width=64, heads=2, turned=16, hidden=32, vocab=100, square=64)
 TOLERANCE = 2e-2  # of a bf16 output's norm, and of its fingerprint
 FLUSHED = 256 * 2**20  # bytes, several times any L2
@@ -120,7 +120,7 @@ def drawing(name: str, sizes: Sizes, device: str) -> Callable[[int], tuple]:
 
 def contestants(name: str, compiled: bool) -> dict[str, Callable]:
     module = import_module(f"course.kernels.{name}")
-    eager = torch.matmul if name in PRODUCTS else getattr(module, f"{name}_torch")
+    eager = torch.matmul if name == "matmul" else getattr(module, f"{name}_torch")
     calls = {"eager": eager, "ours": getattr(module, name)}
     return calls | ({"compiled": torch.compile(eager, dynamic=False)} if compiled else {})
 
@@ -160,7 +160,8 @@ def row(name: str, sizes: Sizes, bench: Bench | None, measured: dict[str, float]
     error = require_right(calls, draw(10**6))
     seconds = bench.medians(calls, draw)
     if name in PRODUCTS:
-        shares = {who: flops / taken / measured["product_flops_per_second"] for who, taken in seconds.items()}
+        roof = PRODUCTS[name] * measured["product_flops_per_second"]
+        shares = {who: flops / taken / roof for who, taken in seconds.items()}
     else:
         shares = {who: traffic / taken / measured["copy_bytes_per_second"] for who, taken in seconds.items()}
     return about | {"error": error, "seconds": seconds, "share_of_roof": shares}

@@ -70,7 +70,7 @@ def _report(name: str, settings: dict[str, str], arch: str, dtype: str, gpu: str
         one = example(name, dtype, **{key: _value(key, text) for key, text in settings.items()})
     except (UnknownKernel, ImportError) as error:
         raise Refused(str(error)) from None
-    return report(one.path, one.launch, Work(one.flops, one.bytes, dtype), arch, gpu)
+    return report(one.path, one.launch, Work(one.flops, one.bytes, one.dtype), arch, gpu)
 
 
 def _settings(text: str) -> dict[str, str]:

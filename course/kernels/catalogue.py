@@ -14,6 +14,7 @@ from typing import Any
 
 from course.kernels.launch import Launch
 
+COUNTED = {"fp8_gemm": "fp8"}  # number format whose peak a kernel's FLOPs are held against, where it is its own
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
@@ -45,7 +46,7 @@ class Example:
     launch: Launch
     flops: float
     bytes: float
-    dtype: str
+    dtype: str  # number format in which its FLOPs count
     size: str  # in words
 
 
@@ -77,7 +78,9 @@ def example(name: str, dtype: str = "bf16", **settings: Any) -> Example:
         launches = launches_of(lambda: made.append(function(*inputs, **settings)))
     except ValueError as error:
         raise UnknownKernel(f"{name}: {error}") from None
-    return Example(name, Path(module.__file__), launches[0], flops, moved(inputs, made[0]), dtype, size)
+    return Example(
+        name, Path(module.__file__), launches[0], flops, moved(inputs, made[0]), COUNTED.get(name, dtype), size
+    )
 
 
 def moved(inputs: tuple, outputs: Any) -> int:
@@ -147,6 +150,16 @@ def _fp8_quantize(empty: Callable, s: Sizes) -> tuple[tuple, float, str]:
     return (empty(s.tokens, s.width),), 4 * s.tokens * s.width, f"{s.tokens:,} rows of {s.width:,}, blocks of 1 x 128"
 
 
+def _fp8_gemm(empty: Callable, s: Sizes) -> tuple[tuple, float, str]:
+    import torch
+
+    M, N, K, spans = s.tokens, 2 * s.hidden, s.width, -(-s.width // 128)
+    x, w = (empty(rows, K, of=torch.float8_e4m3fn) for rows in (M, N))
+    x_scales, w_scales = (empty(rows, spans, of=torch.float32) for rows in (M, -(-N // 128)))
+    size = f"[{M:,}, {K:,}] times [{K:,}, {N:,}]"
+    return (x, w, x_scales, w_scales, empty(0).dtype), 2 * M * N * K, size
+
+
 INPUTS = {
     "matmul": _matmul,
     "softmax": _softmax,
@@ -158,5 +171,6 @@ INPUTS = {
     "cross_entropy": _cross_entropy,
     "expert_offsets": _expert_offsets,
     "fp8_quantize": _fp8_quantize,
+    "fp8_gemm": _fp8_gemm,
 }
 NAMES = tuple(INPUTS)
