@@ -160,6 +160,13 @@ def _fp8_gemm(empty: Callable, s: Sizes) -> tuple[tuple, float, str]:
     return (x, w, x_scales, w_scales, empty(0).dtype), 2 * M * N * K, size
 
 
+def _flash_attention(empty: Callable, s: Sizes) -> tuple[tuple, float, str]:
+    S, C, V = s.tokens // 2, 128 + s.turned, 128  # V3 was trained on sequences of 4,096
+    q, k, v = (empty(1, s.heads, S, width) for width in (C, C, V))
+    size = f"{s.heads} heads, {S:,} positions, each sees those before it; {C} features a key, {V} a value"
+    return (q, k, v, C**-0.5), s.heads * S * (S + 1) * (C + V), size
+
+
 INPUTS = {
     "matmul": _matmul,
     "softmax": _softmax,
@@ -172,5 +179,6 @@ INPUTS = {
     "expert_offsets": _expert_offsets,
     "fp8_quantize": _fp8_quantize,
     "fp8_gemm": _fp8_gemm,
+    "flash_attention": _flash_attention,
 }
 NAMES = tuple(INPUTS)
