@@ -167,6 +167,14 @@ def _flash_attention(empty: Callable, s: Sizes) -> tuple[tuple, float, str]:
     return (q, k, v, C**-0.5), s.heads * S * (S + 1) * (C + V), size
 
 
+def _mla_decode(empty: Callable, s: Sizes) -> tuple[tuple, float, str]:
+    B, N, R = s.heads, s.tokens // 2, 512  # as many sequences as heads
+    queries = empty(B, s.heads, R), empty(B, s.heads, s.turned)
+    flops = 2 * B * s.heads * N * (2 * R + s.turned)
+    size = f"{B} sequences of {N:,} positions, {s.heads} heads, {R} + {s.turned} features a position"
+    return (*queries, empty(B, N, R + s.turned), (128 + s.turned) ** -0.5), flops, size
+
+
 INPUTS = {
     "matmul": _matmul,
     "softmax": _softmax,
@@ -180,5 +188,6 @@ INPUTS = {
     "fp8_quantize": _fp8_quantize,
     "fp8_gemm": _fp8_gemm,
     "flash_attention": _flash_attention,
+    "mla_decode": _mla_decode,
 }
 NAMES = tuple(INPUTS)

@@ -54,9 +54,13 @@ def test_float32_is_multiplied_without_tensor_cores(capsys):
 
 
 <<<<<<< HEAD
+<<<<<<< HEAD
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("matmul", "fp8_gemm")])
 =======
 ON_TENSOR_CORES = ("matmul", "flash_attention")
+=======
+ON_TENSOR_CORES = ("matmul", "flash_attention", "mla_decode")
+>>>>>>> 3c82209 (Kernel: absorbed latent attention in decoding, the cache split and the parts combined)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ON_TENSOR_CORES])
@@ -81,6 +85,14 @@ def test_attention_is_bound_by_arithmetic_and_spills_nothing(capsys):
     assert found["bound_by"] == "compute"
     assert list(found["tensor_core_shapes"]) == ["HGMMA.64x64x16.F32.BF16", "HGMMA.64x128x16.F32.BF16"]
 >>>>>>> 742ec6d (Kernel: attention by blocks, forward, with widths of MLA and a cached prefix)
+
+
+def test_absorbed_decoding_fills_a_multiprocessor_with_one_block_and_is_still_bound_by_memory(capsys):
+    found = told(capsys, "mla_decode")
+    assert found["spill_bytes"] == 0
+    assert found["bound_by"] == "memory"
+    assert found["bytes"] / 128 == pytest.approx(4096 * 576 * 2, rel=0.1)
+    assert "HGMMA.64x256x16.F32.BF16" in found["tensor_core_shapes"]
 
 
 def test_the_table_and_the_hot_loop_are_printed(capsys):
