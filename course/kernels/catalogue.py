@@ -175,6 +175,16 @@ def _mla_decode(empty: Callable, s: Sizes) -> tuple[tuple, float, str]:
     return (*queries, empty(B, N, R + s.turned), (128 + s.turned) ** -0.5), flops, size
 
 
+def _indexer(empty: Callable, s: Sizes) -> tuple[tuple, float, str]:
+    H, S, N, C = s.heads // 2, s.tokens // 2, s.tokens, 128  # index heads, V3.2's 64
+    q, k, weight = empty(1, H, S, C), empty(1, N, C), empty(1, S, H)
+    return (
+        (q, k, weight, False),
+        2 * H * S * N * (C + 1),
+        f"{S:,} queries, {N:,} earlier keys, {H} heads of {C} features",
+    )
+
+
 INPUTS = {
     "matmul": _matmul,
     "softmax": _softmax,
@@ -189,5 +199,6 @@ INPUTS = {
     "fp8_gemm": _fp8_gemm,
     "flash_attention": _flash_attention,
     "mla_decode": _mla_decode,
+    "indexer": _indexer,
 }
 NAMES = tuple(INPUTS)
