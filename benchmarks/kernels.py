@@ -89,13 +89,8 @@ class Bench:
 def fingerprint(out: Any) -> list[float]:
     """The norm of each tensor of an output."""
     parts = out if isinstance(out, tuple) else (out,)
-<<<<<<< HEAD
-    floats = (part if part.is_floating_point() else part.float() for part in parts)
+    floats = (part if part.is_floating_point() and part.itemsize > 1 else part.float() for part in parts)  # not FP8
     return [torch.linalg.vector_norm(part, dtype=torch.float32).item() for part in floats]
-=======
-    wide = [part.float() if part.itemsize == 1 else part for part in parts]  # FP8 has no norm
-    return [torch.linalg.vector_norm(part, dtype=torch.float32).item() for part in wide]
->>>>>>> 9328984 (fp8_quantize: E4M3 with a scale a block of 1x128, 128x128 or 128x1, bit for bit its twin)
 
 
 def near(a: list[float], b: list[float]) -> bool:

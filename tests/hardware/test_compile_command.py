@@ -53,22 +53,10 @@ def test_float32_is_multiplied_without_tensor_cores(capsys):
     assert told(capsys, "matmul", dtype="fp32", settings={"block": "64x64x32"})["tensor_core"] == {}
 
 
-<<<<<<< HEAD
-<<<<<<< HEAD
-<<<<<<< HEAD
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("matmul", "fp8_gemm")])
-=======
-ON_TENSOR_CORES = ("matmul", "flash_attention")
-=======
-ON_TENSOR_CORES = ("matmul", "flash_attention", "mla_decode")
->>>>>>> 3c82209 (Kernel: absorbed latent attention in decoding, the cache split and the parts combined)
-=======
-ON_TENSOR_CORES = ("matmul", "flash_attention", "mla_decode", "indexer")
->>>>>>> 22b2671 (Kernel: scores of V3.2's lightning indexer, all heads in one tile)
+ON_TENSOR_CORES = ("matmul", "fp8_gemm", "flash_attention", "mla_decode", "indexer")
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ON_TENSOR_CORES])
->>>>>>> 742ec6d (Kernel: attention by blocks, forward, with widths of MLA and a cached prefix)
 def test_every_other_kernel_is_bound_by_memory_and_spills_nothing(capsys, name):
     found = told(capsys, name)
     assert found["spill_bytes"] == 0
@@ -76,28 +64,19 @@ def test_every_other_kernel_is_bound_by_memory_and_spills_nothing(capsys, name):
     assert found["occupancy"] > 0.2
 
 
-<<<<<<< HEAD
-<<<<<<< HEAD
 def test_an_fp8_product_counts_against_the_peak_of_fp8_and_is_promoted(capsys):
     found = told(capsys, "fp8_gemm")
     assert found["tensor_core_shapes"] == {"QGMMA.64x128x32.F32.E4M3.E4M3": 4}
     assert found["spill_bytes"] == 0
     assert found["bound_seconds"] == pytest.approx(2 * 8192 * 4096 * 7168 / 1978.9e12, rel=0.01)
-=======
-def test_attention_is_bound_by_arithmetic_and_spills_nothing(capsys):
-    found = told(capsys, "flash_attention")
-    assert found["spill_bytes"] == 0
-    assert found["bound_by"] == "compute"
-    assert list(found["tensor_core_shapes"]) == ["HGMMA.64x64x16.F32.BF16", "HGMMA.64x128x16.F32.BF16"]
->>>>>>> 742ec6d (Kernel: attention by blocks, forward, with widths of MLA and a cached prefix)
-=======
+
+
 @pytest.mark.parametrize("name", ["flash_attention", "indexer"])
 def test_attention_and_its_indexer_are_bound_by_arithmetic_and_spill_nothing(capsys, name):
     found = told(capsys, name)
     assert found["spill_bytes"] == 0
     assert found["bound_by"] == "compute"
     assert set(found["tensor_core"]) == {"HGMMA"}
->>>>>>> 22b2671 (Kernel: scores of V3.2's lightning indexer, all heads in one tile)
 
 
 def test_absorbed_decoding_fills_a_multiprocessor_with_one_block_and_is_still_bound_by_memory(capsys):
