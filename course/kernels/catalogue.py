@@ -35,6 +35,8 @@ class Sizes:
     square: int = 8192  # side of a matrix product
     experts: int = 256
     top_k: int = 8  # experts a token
+    groups: int = 8  # of experts, of which
+    top_groups: int = 4  # are open to a token
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,15 @@ def _indexer(empty: Callable, s: Sizes) -> tuple[tuple, float, str]:
     )
 
 
+def _router(empty: Callable, s: Sizes) -> tuple[tuple, float, str]:
+    import torch
+
+    logits, bias = (empty(*shape, of=torch.float32) for shape in ((s.tokens, s.experts), (s.experts,)))
+    settings = (s.top_k, "sigmoid", s.groups, s.top_groups, 2, True, 2.5)
+    size = f"{s.tokens:,} tokens, {s.top_k} of {s.experts} experts from {s.top_groups} of {s.groups} groups"
+    return (logits, bias, *settings), (s.top_k + 8) * s.tokens * s.experts, size  # a comparison an expert and step
+
+
 INPUTS = {
     "matmul": _matmul,
     "softmax": _softmax,
@@ -200,5 +211,6 @@ INPUTS = {
     "flash_attention": _flash_attention,
     "mla_decode": _mla_decode,
     "indexer": _indexer,
+    "router": _router,
 }
 NAMES = tuple(INPUTS)
