@@ -196,6 +196,16 @@ def _router(empty: Callable, s: Sizes) -> tuple[tuple, float, str]:
     return (logits, bias, *settings), (s.top_k + 8) * s.tokens * s.experts, size  # a comparison an expert and step
 
 
+def _router_backward(empty: Callable, s: Sizes) -> tuple[tuple, float, str]:
+    import torch
+
+    dweights, logits = (empty(s.tokens, n, of=torch.float32) for n in (s.top_k, s.experts))
+    first = torch.arange(s.tokens, device=logits.device)[:, None]
+    ids = (first + torch.arange(s.top_k, device=logits.device)) % s.experts  # each once in a row, as a choice is
+    size = f"{s.tokens:,} tokens, {s.top_k} of {s.experts} experts each"
+    return (dweights, logits, ids, "sigmoid"), (s.top_k + 8) * s.tokens * s.experts, size
+
+
 INPUTS = {
     "matmul": _matmul,
     "softmax": _softmax,
@@ -212,5 +222,6 @@ INPUTS = {
     "mla_decode": _mla_decode,
     "indexer": _indexer,
     "router": _router,
+    "router_backward": _router_backward,
 }
 NAMES = tuple(INPUTS)
