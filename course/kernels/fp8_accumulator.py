@@ -7,8 +7,8 @@ sum is promoted after every 128 products: added to a float32 register of the ord
 Assumed here, one instruction of 32 products after the other:
   14 bits     the leading one and 13 after it: the register has 1 sign, 8 exponent and 13 fraction bits (measured by the
               authors of SageAttention 2, quoted in thu-ml/SageAttention, issue 287; arXiv 2505.09343)
-  alignment   a product's exponent is the sum of its factors', and the running sum is aligned with the products: once it is
-              large, they lose their low bits to it (MMA-Sim, arXiv 2511.10909, and its code for wgmma)
+  alignment   a product's exponent is the sum of its factors' (of subnormals -6), and the running sum is aligned with the
+              products: once it is large, they lose their low bits to it (MMA-Sim, arXiv 2511.10909, and its code for wgmma)
   cutting     toward zero, of each product, of the running sum, and of the result when it is written back (MMA-Sim)
   promotion   a float32 addition, rounded to nearest
 MMA-Sim's authors report the same bits as an H100; nothing here was compared with a chip.

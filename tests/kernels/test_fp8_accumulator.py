@@ -78,6 +78,9 @@ def test_bits_are_cut_toward_zero():
 
 def test_a_product_is_aligned_by_the_exponents_of_its_factors():
     assert dot([1.75, 2**-6, 2**-6], [1.75, 2**-7, 2**-7]) == 1.75**2 + 2**-12
+    assert dot([2**-9, 2**-6], [256, 2**-6]) == 0.5  # the exponent of 2^-9 is stored as -6, as that of all subnormals
+    assert dot([2**-8, 0], [2**-4, 1]) == 2**-12
+    assert dot([2**-6, 0], [2**-6, 0], None, 1) == 2**-12  # zeros have no say
 
 
 def test_the_running_sum_takes_part_and_costs_small_products_their_bits():
