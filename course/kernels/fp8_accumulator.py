@@ -11,7 +11,7 @@ Assumed here, one instruction of 32 products after the other:
               products: once it is large, they lose their low bits to it (MMA-Sim, arXiv 2511.10909, and its code for wgmma)
   cutting     toward zero, of each product, of the running sum, and of the result when it is written back (MMA-Sim)
   promotion   a float32 addition, rounded to nearest
-MMA-Sim's authors report the same bits as an H100; nothing here was compared with a chip.
+MMA-Sim's authors report that it gives the same bits as the hardware; nothing here was compared with a chip.
 
 What comes of it for K = 4096, E4M3 numbers drawn evenly from 0 to 1: an error of 6.6 % without promotion, 0.52 % at 512 and
 0.050 % at 128. It depends on the data: magnitudes of normal numbers give 7.0, 0.61 and 0.062 %. With both signs the loss
