@@ -3,6 +3,8 @@
 Sizes are those of DeepSeek-V3 where it has some: 8,192 tokens, width 7,168, 128 heads of 64 turned features, an expert's
 width 2,048, a vocabulary of 129,280, 8 of 256 experts a token. Bytes are what must move if everything is read once and
 written once.
+width 2,048, a vocabulary of 129,280. A GPU is taken to hold 8 experts, with 1,024 tokens for each. Bytes
+are what must move if everything is read once and written once.
 """
 
 import inspect
@@ -31,6 +33,7 @@ class Sizes:
     heads: int = 128
     turned: int = 64  # features of a head that RoPE turns
     hidden: int = 2048  # of an expert
+    experts: int = 8  # on one of 32 GPUs
     vocab: int = 129_280
     square: int = 8192  # side of a matrix product
     experts: int = 256
@@ -206,6 +209,15 @@ def _router_backward(empty: Callable, s: Sizes) -> tuple[tuple, float, str]:
     return (dweights, logits, ids, "sigmoid"), (s.top_k + 8) * s.tokens * s.experts, size
 
 
+def _grouped(empty: Callable, s: Sizes) -> tuple[tuple, float, str]:
+    import torch
+
+    x, gate_up = empty(s.tokens, s.width), empty(s.experts, 2 * s.hidden, s.width)
+    rows, offsets = empty(s.tokens, of=torch.int64), empty(s.experts + 1, of=torch.int64)
+    size = f"{s.tokens:,} rows of {s.width:,} over {s.experts} experts, 2 times {s.hidden:,} each"
+    return (x, gate_up, rows, offsets), 4 * s.tokens * s.width * s.hidden, size
+
+
 INPUTS = {
     "matmul": _matmul,
     "softmax": _softmax,
@@ -223,5 +235,6 @@ INPUTS = {
     "indexer": _indexer,
     "router": _router,
     "router_backward": _router_backward,
+    "grouped_gemm": _grouped,
 }
 NAMES = tuple(INPUTS)
