@@ -236,5 +236,6 @@ INPUTS = {
     "router": _router,
     "router_backward": _router_backward,
     "grouped_gemm": _grouped,
+    "grouped_gate_up": _grouped,
 }
 NAMES = tuple(INPUTS)

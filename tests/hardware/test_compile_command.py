@@ -54,12 +54,16 @@ def test_float32_is_multiplied_without_tensor_cores(capsys):
 
 
 <<<<<<< HEAD
+<<<<<<< HEAD
 ON_TENSOR_CORES = ("matmul", "fp8_gemm", "flash_attention", "mla_decode", "indexer")
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ON_TENSOR_CORES])
 =======
 PRODUCTS = ("matmul", "grouped_gemm")
+=======
+PRODUCTS = ("matmul", "grouped_gemm", "grouped_gate_up")
+>>>>>>> d686374 (Gate and up of every expert in one kernel, SwiGLU before anything is rounded)
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
