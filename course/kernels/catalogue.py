@@ -4,6 +4,7 @@ Sizes are those of DeepSeek-V3 where it has some: 8,192 tokens, width 7,168, 128
 width 2,048, a vocabulary of 129,280, 8 of 256 experts a token. Bytes are what must move if everything is read once and
 written once.
 width 2,048, a vocabulary of 129,280. A GPU is taken to hold 8 experts, with 1,024 tokens for each. Bytes
+width 2,048, a vocabulary of 129,280, 8 experts a token. A GPU is taken to hold 8 experts, with 1,024 tokens for each. Bytes
 are what must move if everything is read once and written once.
 """
 
@@ -34,6 +35,7 @@ class Sizes:
     turned: int = 64  # features of a head that RoPE turns
     hidden: int = 2048  # of an expert
     experts: int = 8  # on one of 32 GPUs
+    chosen: int = 8  # experts of a token
     vocab: int = 129_280
     square: int = 8192  # side of a matrix product
     experts: int = 256
@@ -218,6 +220,14 @@ def _grouped(empty: Callable, s: Sizes) -> tuple[tuple, float, str]:
     return (x, gate_up, rows, offsets), 4 * s.tokens * s.width * s.hidden, size
 
 
+def _combine(empty: Callable, s: Sizes) -> tuple[tuple, float, str]:
+    import torch
+
+    y, places = empty(s.tokens * s.chosen, s.width), empty(s.tokens, s.chosen, of=torch.int64)
+    weights = empty(s.tokens, s.chosen, of=torch.float32)
+    return (y, places, weights), 2 * y.numel(), f"{s.tokens:,} tokens, {s.chosen} rows of {s.width:,} each"
+
+
 INPUTS = {
     "matmul": _matmul,
     "softmax": _softmax,
@@ -237,5 +247,6 @@ INPUTS = {
     "router_backward": _router_backward,
     "grouped_gemm": _grouped,
     "grouped_gate_up": _grouped,
+    "combine": _combine,
 }
 NAMES = tuple(INPUTS)
