@@ -129,5 +129,5 @@ def test_wrong_inputs_get_a_sentence():
         (lambda: routed_experts(x, ids, weights[:, :1], gate_up, down), "do not fit places of shape"),
         (lambda: routed_experts(x, ids, weights, gate_up, down[:, :, 1:]), "do not fit experts' weights"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with checked(), pytest.raises(ValueError, match=said):
             call()
