@@ -33,9 +33,10 @@ from torch import Tensor
 
 from course.kernels.catalogue import INPUTS, Sizes, moved
 from course.kernels.checked import checked
+from course.kernels.planned import launches_of
 
 GOALS = {"rmsnorm": 0.85, "swiglu": 0.85, "rope": 0.85, "cross_entropy": 0.85, "matmul": 0.75}
-PRODUCTS = {"matmul": 1, "fp8_gemm": 2}  # of the FLOP/s of a bf16 product, what their number format has at its peak
+PRODUCTS = {"matmul": 1, "grouped_gemm": 1, "grouped_gate_up": 1, "fp8_gemm": 2}  # their format's peak over bf16's
 TINY = Sizes(tokens=24, width=64, heads=2, turned=16, hidden=32, vocab=100, square=64)
 TOLERANCE = 2e-2  # of a bf16 output's norm, and of its fingerprint
 FLUSHED = 256 * 2**20  # bytes, several times any L2
@@ -142,24 +143,24 @@ def roofs(bench: Bench, sizes: Sizes, copied: int) -> dict[str, float]:
 
 def row(name: str, sizes: Sizes, bench: Bench | None, measured: dict[str, float] | None, compiled: bool) -> dict:
     """What a kernel moves and computes; with a bench, how long it takes and which share of its roof that is."""
-    meta = INPUTS[name](lambda *shape, of=torch.bfloat16: torch.empty(shape, dtype=of, device="meta"), sizes)
-    inputs, flops, size = meta
-    outputs = {"matmul": lambda a, b: a @ b}.get(
-        name, getattr(import_module(f"course.kernels.{name}"), f"{name}_torch")
+    inputs, flops, size = INPUTS[name](
+        lambda *shape, of=torch.bfloat16: torch.empty(shape, dtype=of, device="meta"), sizes
     )
-    traffic = moved(inputs, outputs(*inputs))
-    about = {"kernel": name, "size": size, "bytes": traffic, "flops": flops, "goal": GOALS.get(name)}
+    about = {"kernel": name, "size": size, "bytes": None, "flops": flops, "goal": GOALS.get(name)}
     if bench is None:
-        return about | {"error": None, "seconds": None, "share_of_roof": None}
+        made: list[Any] = []
+        launches_of(lambda: made.append(contestants(name, False)["ours"](*inputs)))
+        return about | {"bytes": moved(inputs, made[0]), "error": None, "seconds": None, "share_of_roof": None}
     draw, calls = drawing(name, sizes, bench.clock.device), contestants(name, compiled)
-    error = require_right(calls, draw(10**6))
+    inputs = draw(10**6)
+    error, traffic = require_right(calls, inputs), moved(inputs, calls["ours"](*inputs))
     seconds = bench.medians(calls, draw)
     if name in PRODUCTS:
         roof = PRODUCTS[name] * measured["product_flops_per_second"]
         shares = {who: flops / taken / roof for who, taken in seconds.items()}
     else:
         shares = {who: traffic / taken / measured["copy_bytes_per_second"] for who, taken in seconds.items()}
-    return about | {"error": error, "seconds": seconds, "share_of_roof": shares}
+    return about | {"bytes": traffic, "error": error, "seconds": seconds, "share_of_roof": shares}
 
 
 def card() -> dict[str, str] | None:

@@ -1,11 +1,8 @@
 """The course's kernels with sizes to compile them for: a launch as a large model would make it, its bytes and FLOPs.
 
 Sizes are those of DeepSeek-V3 where it has some: 8,192 tokens, width 7,168, 128 heads of 64 turned features, an expert's
-width 2,048, a vocabulary of 129,280, 8 of 256 experts a token. Bytes are what must move if everything is read once and
-written once.
-width 2,048, a vocabulary of 129,280. A GPU is taken to hold 8 experts, with 1,024 tokens for each. Bytes
-width 2,048, a vocabulary of 129,280, 8 experts a token. A GPU is taken to hold 8 experts, with 1,024 tokens for each. Bytes
-are what must move if everything is read once and written once.
+width 2,048, a vocabulary of 129,280, 8 of 256 experts a token. For grouped products a GPU is taken to hold 8 experts, with
+1,024 tokens for each. Bytes are what must move if everything is read once and written once.
 """
 
 import inspect
@@ -34,8 +31,7 @@ class Sizes:
     heads: int = 128
     turned: int = 64  # features of a head that RoPE turns
     hidden: int = 2048  # of an expert
-    experts: int = 8  # on one of 32 GPUs
-    chosen: int = 8  # experts of a token
+    held: int = 8  # experts on one of 32 GPUs
     vocab: int = 129_280
     square: int = 8192  # side of a matrix product
     experts: int = 256
@@ -214,18 +210,20 @@ def _router_backward(empty: Callable, s: Sizes) -> tuple[tuple, float, str]:
 def _grouped(empty: Callable, s: Sizes) -> tuple[tuple, float, str]:
     import torch
 
-    x, gate_up = empty(s.tokens, s.width), empty(s.experts, 2 * s.hidden, s.width)
-    rows, offsets = empty(s.tokens, of=torch.int64), empty(s.experts + 1, of=torch.int64)
-    size = f"{s.tokens:,} rows of {s.width:,} over {s.experts} experts, 2 times {s.hidden:,} each"
+    x, gate_up = empty(s.tokens, s.width), empty(s.held, 2 * s.hidden, s.width)
+    rows = empty(s.tokens, of=torch.int64) % s.tokens
+    offsets = torch.arange(s.held + 1, device=x.device) * s.tokens // s.held
+    size = f"{s.tokens:,} rows of {s.width:,} over {s.held} experts, 2 times {s.hidden:,} each"
     return (x, gate_up, rows, offsets), 4 * s.tokens * s.width * s.hidden, size
 
 
 def _combine(empty: Callable, s: Sizes) -> tuple[tuple, float, str]:
     import torch
 
-    y, places = empty(s.tokens * s.chosen, s.width), empty(s.tokens, s.chosen, of=torch.int64)
-    weights = empty(s.tokens, s.chosen, of=torch.float32)
-    return (y, places, weights), 2 * y.numel(), f"{s.tokens:,} tokens, {s.chosen} rows of {s.width:,} each"
+    y = empty(s.tokens * s.top_k, s.width)
+    places = empty(s.tokens, s.top_k, of=torch.int64) % len(y)
+    weights = empty(s.tokens, s.top_k, of=torch.float32)
+    return (y, places, weights), 2 * y.numel(), f"{s.tokens:,} tokens, {s.top_k} rows of {s.width:,} each"
 
 
 INPUTS = {

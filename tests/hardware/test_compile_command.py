@@ -53,17 +53,8 @@ def test_float32_is_multiplied_without_tensor_cores(capsys):
     assert told(capsys, "matmul", dtype="fp32", settings={"block": "64x64x32"})["tensor_core"] == {}
 
 
-<<<<<<< HEAD
-<<<<<<< HEAD
-ON_TENSOR_CORES = ("matmul", "fp8_gemm", "flash_attention", "mla_decode", "indexer")
-
-
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ON_TENSOR_CORES])
-=======
-PRODUCTS = ("matmul", "grouped_gemm")
-=======
 PRODUCTS = ("matmul", "grouped_gemm", "grouped_gate_up")
->>>>>>> d686374 (Gate and up of every expert in one kernel, SwiGLU before anything is rounded)
+ON_TENSOR_CORES = (*PRODUCTS, "fp8_gemm", "flash_attention", "mla_decode", "indexer")
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
@@ -74,8 +65,7 @@ def test_products_are_bound_by_tensor_cores_which_they_use_and_spill_nothing(cap
     assert set(found["tensor_core"]) == {"HGMMA"}
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in PRODUCTS])
->>>>>>> cb054cb (Grouped product over ragged rows: fused gather, no tile of two experts, no wait for the device)
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ON_TENSOR_CORES])
 def test_every_other_kernel_is_bound_by_memory_and_spills_nothing(capsys, name):
     found = told(capsys, name)
     assert found["spill_bytes"] == 0
