@@ -14,15 +14,13 @@ gather and SwiGLU: a factor of 1.21 for D 7168 and I 2048 in bfloat16 on an H800
 Shapes: T tokens, P pairs in sorted order, E experts, E1 = E + 1, D width, I an expert's hidden width, F = 2I: gate first.
 """
 
-from itertools import pairwise
-
 import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from course.kernels.grouped_gemm import check_groups, most_tiles, ragged_tile
+from course.kernels.grouped_gemm import check_groups, grouped_gemm_torch, most_tiles, ragged_tile
 from course.kernels.matmul import tile_place
 
 BLOCKS = {torch.float32: (64, 32, 32), torch.float16: (128, 128, 64), torch.bfloat16: (128, 128, 64)}
@@ -30,10 +28,7 @@ BLOCKS = {torch.float32: (64, 32, 32), torch.float16: (128, 128, 64), torch.bflo
 
 def grouped_gate_up_torch(x_TD: Tensor, gate_up_EFD: Tensor, rows_P: Tensor | None, offsets_E1: Tensor) -> Tensor:
     """The twin: the same in PyTorch, where offsets[E] is P."""
-    x_PD = (x_TD if rows_P is None else x_TD[rows_P]).float()
-    slices = [x_PD[start:end] for start, end in pairwise(offsets_E1.tolist())]
-    products = [x_RD @ w_FD.float().T for x_RD, w_FD in zip(slices, gate_up_EFD, strict=True)]
-    gate_PI, up_PI = torch.cat(products).chunk(2, dim=-1)
+    gate_PI, up_PI = grouped_gemm_torch(x_TD.float(), gate_up_EFD, rows_P, offsets_E1).chunk(2, dim=-1)
     return (F.silu(gate_PI) * up_PI).to(x_TD.dtype)
 
 

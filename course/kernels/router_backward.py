@@ -22,11 +22,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from course.kernels.router import ELEMENTS, GATES, LONGEST
 from course.kernels.rows import empty_rows
-from course.model.config import GATES
-
-ELEMENTS = 1024  # logits that a program holds, if a row is not longer
-LONGEST = 4096  # experts
 
 
 def router_backward_torch(

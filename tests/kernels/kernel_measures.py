@@ -1,5 +1,7 @@
 """How far a kernel's numbers are from exact ones, and how many bytes eager PyTorch moves for the same."""
 
+from itertools import pairwise
+
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -13,6 +15,29 @@ PICKS = ("gather", "scatter")  # operations that touch no more of a tensor than 
 def drawn(shape, dtype=torch.float32, seed=0, mean=0.0):
     rng = torch.Generator().manual_seed(seed)
     return (torch.randn(shape, generator=rng) + mean).to(dtype)
+
+
+SHARES = {  # rows of each expert
+    "one expert": [20],
+    "some have nothing": [0, 18, 0, 0, 5],
+    "all rows are one's": [0, 0, 40, 0],
+    "fewer rows than a tile": [3, 1, 2],
+    "whole tiles": [16, 32, 16],
+}
+
+
+def grouped(counts, N, K, tokens, dtype, gather):
+    """x, the experts' weights, the token of each row (None: as they lie) and the offsets."""
+    P = sum(counts)
+    offsets = torch.tensor([0, *counts]).cumsum(0)
+    rows = torch.randint(tokens, (P,), generator=torch.Generator().manual_seed(1)) if gather else None
+    return drawn((tokens if gather else P, K), dtype, 2), drawn((len(counts), N, K), dtype, 3), rows, offsets
+
+
+def grouped_exact(x, weight, rows, offsets):
+    x = (x if rows is None else x[rows]).double()
+    ranges = zip(pairwise(offsets.tolist()), weight.double(), strict=True)
+    return torch.cat([x[start:end] @ w.T for (start, end), w in ranges])
 
 
 def relative_error(got, exact) -> float:

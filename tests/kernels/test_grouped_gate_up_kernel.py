@@ -1,7 +1,6 @@
 """Gate, up and SwiGLU in one kernel: equal to float64 however the rows are shared out, rounded once, tensor cores on sm_90."""
 
 import re
-from itertools import pairwise
 
 import pytest
 import torch
@@ -14,31 +13,19 @@ from course.kernels.machine import compile_all
 from course.kernels.planned import launches_of
 from course.kernels.swiglu import swiglu
 
-from kernel_measures import DTYPES, STEP, Traffic, drawn, relative_error, rounded_once  # isort: skip
+from kernel_measures import DTYPES, SHARES, STEP, Traffic, grouped, grouped_exact, relative_error, rounded_once  # isort: skip
 
 BLOCK = (16, 16, 32)
-SHARES = {
-    "one expert": [20],
-    "some have nothing": [0, 18, 0, 0, 5],
-    "all rows are one's": [0, 0, 40, 0],
-    "fewer rows than a tile": [3, 1, 2],
-    "whole tiles": [16, 32, 16],
-}
 
 
 def inputs(counts, width=20, D=50, tokens=9, dtype=torch.float32, gather=True):
     """x, the experts' gate and up, the token of each row and the offsets. Products are of a size about 1."""
-    P = sum(counts)
-    offsets = torch.tensor([0, *counts]).cumsum(0)
-    rows = torch.randint(tokens, (P,), generator=torch.Generator().manual_seed(1)) if gather else None
-    x = drawn((tokens if gather else P, D), dtype, 2)
-    return x, drawn((len(counts), 2 * width, D), dtype, 3) / max(D, 1) ** 0.5, rows, offsets
+    x, gate_up, rows, offsets = grouped(counts, 2 * width, D, tokens, dtype, gather)
+    return x, gate_up / max(D, 1) ** 0.5, rows, offsets
 
 
 def exact(x, gate_up, rows, offsets):
-    x = (x if rows is None else x[rows]).double()
-    ranges = zip(pairwise(offsets.tolist()), gate_up.double(), strict=True)
-    gate, up = torch.cat([x[start:end] @ w.T for (start, end), w in ranges]).chunk(2, dim=-1)
+    gate, up = grouped_exact(x, gate_up, rows, offsets).chunk(2, dim=-1)
     return F.silu(gate) * up
 
 

@@ -1,7 +1,6 @@
 """Grouped products: equal to float64 however the rows are shared out, nothing read twice for nothing, tensor cores on sm_90."""
 
 import re
-from itertools import pairwise
 
 import pytest
 import torch
@@ -12,32 +11,15 @@ from course.kernels.grouped_gemm import grouped_gemm, grouped_gemm_torch, most_t
 from course.kernels.machine import compile_all
 from course.kernels.planned import launches_of
 
-from kernel_measures import DTYPES, STEP, Traffic, drawn, relative_error  # isort: skip
+from kernel_measures import DTYPES, SHARES, STEP, Traffic, grouped, relative_error  # isort: skip
+from kernel_measures import grouped_exact as exact  # isort: skip
 
 BLOCK = (16, 32, 32)
-SHARES = {
-    "one expert": [20],
-    "some have nothing": [0, 18, 0, 0, 5],
-    "all rows are one's": [0, 0, 40, 0],
-    "fewer rows than a tile": [3, 1, 2],
-    "whole tiles": [16, 32, 16],
-    "a row too many": [17, 33, 1],
-    "no power of two": [1, 0, 15, 16, 2, 0, 1],
-}
+SHARES = SHARES | {"a row too many": [17, 33, 1], "no power of two": [1, 0, 15, 16, 2, 0, 1]}
 
 
 def inputs(counts, N=40, K=50, tokens=9, dtype=torch.float32, gather=True):
-    """x, the experts' weights, the token of each row and the offsets."""
-    P = sum(counts)
-    offsets = torch.tensor([0, *counts]).cumsum(0)
-    rows = torch.randint(tokens, (P,), generator=torch.Generator().manual_seed(1)) if gather else None
-    return drawn((tokens if gather else P, K), dtype, 2), drawn((len(counts), N, K), dtype, 3), rows, offsets
-
-
-def exact(x, weight, rows, offsets):
-    x = (x if rows is None else x[rows]).double()
-    ranges = zip(pairwise(offsets.tolist()), weight.double(), strict=True)
-    return torch.cat([x[start:end] @ w.T for (start, end), w in ranges])
+    return grouped(counts, N, K, tokens, dtype, gather)
 
 
 @pytest.mark.parametrize("counts", SHARES.values(), ids=SHARES)
