@@ -13,7 +13,7 @@ from course.grading.submission import Submission
 from course.grading.workers import Workers
 
 PILOTS = Path(__file__).parents[1] / "pilot"
-SMALL = Limits(memory=1 << 28, seconds=20, case=2.0)
+SMALL = Limits(memory=1 << 28, seconds=20, case=5.0)
 
 
 @pytest.fixture(scope="module")
