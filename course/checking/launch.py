@@ -117,14 +117,14 @@ class Worker:
                 return self.process.wait(timeout=1)
             except subprocess.TimeoutExpired:
                 return None
-        for _ in range(100):
+        for _ in range(1000):
             try:
                 pid, status = os.waitpid(self.pid, os.WNOHANG)
             except ChildProcessError:
                 return None
             if pid:
                 return os.waitstatus_to_exitcode(status)
-            time.sleep(0.01)
+            time.sleep(0.001)
         return None
 
     def printed(self) -> str:

@@ -56,6 +56,10 @@ def only_kernels() -> Iterator[None]:
 
 
 class _NoArithmetic(TorchDispatchMode):
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled by torch here; to skip its compiler costs each worker a second to import it
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__

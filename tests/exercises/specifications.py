@@ -13,10 +13,13 @@ from unittest import mock
 from course import exercises
 from course.authoring.places import PACKAGE, Unit
 from course.authoring.source import notebook, read_source
+from course.checking import judge as judging
 from course.checking.answer import source_of
 from course.checking.exercise import Exercise, Inputs, Tree
-from course.checking.judge import MORE, PUBLIC_SEED, Verdict, draw, judge, values_of
+from course.checking.judge import MORE, PUBLIC_SEED, Verdict, draw, judge, run_reference
 from course.checking.wire import pack
+
+from warm import compiled, values_of  # isort: skip
 
 PILOTS = Path(__file__).parents[1] / "pilot"
 
@@ -60,10 +63,12 @@ def blank(exercise: Exercise) -> str:
 
 def judged(exercise: Exercise, answer: str, seed: int | None = None, **more) -> Verdict:
     """The verdict on public cases, or with a seed on the cases that a grader with this seed would draw."""
-    if seed is None:
-        return judge(exercise, answer, EVERY, **more)
-    with _seeded(seed):
-        return judge(exercise, answer, EVERY, secret=True, **more)
+    more = {"compile": compiled} | more
+    with mock.patch.object(judging, "values_of", values_of):
+        if seed is None:
+            return judge(exercise, answer, EVERY, **more)
+        with _seeded(seed):
+            return judge(exercise, answer, EVERY, secret=True, **more)
 
 
 @contextmanager
@@ -79,6 +84,19 @@ def cases(exercise: Exercise, seed: int | None = None) -> list[Inputs]:
 
 def values(exercise: Exercise, function: Callable, drawn: Iterable[Inputs]) -> list[Tree]:
     return list(values_of(exercise, function, drawn, EVERY))
+
+
+def fails(exercise: Exercise, function: Callable, seed: int) -> bool:
+    """Whether one of our own functions gives a wrong value, or none, on a case that a grader with this seed would draw."""
+    drawn = cases(exercise, seed)
+    came = judging.values_of(exercise, function, drawn, EVERY)
+    try:
+        for inputs, value in zip(drawn, came, strict=True):
+            if exercise.compare(inputs, run_reference(exercise.reference, inputs), value) is not None:
+                return True
+    except RuntimeError:  # it raised: the judge says so too
+        return True
+    return False
 
 
 def told_apart(exercise: Exercise, drawn: list[Inputs], wanted: list[Tree], got: list[Tree]) -> bool:
