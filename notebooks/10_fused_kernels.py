@@ -453,7 +453,7 @@ for name, error_ND in errors.items():
         f"{name:16s} spread {error_ND.std():.2f}, bias {error_ND.mean():+.3f}, largest {error_ND.abs().max():.2f}",
         end="",
     )
-    print(f", not the nearest number {wrong:.2%}; spread of rows' means {error_ND.mean(1).std():.3f}")
+    print(f", not the nearest {wrong:.2%}; rows' means {error_ND.mean(1).std():.3f}")
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.4))

@@ -512,9 +512,7 @@ def hold_against(arch="sm_90", block=(128, 256, 64), **settings):
     return its, blocks, share, limited_by, flops, loads
 
 
-print(
-    "                              registers   shared     blocks, share, limited by                FLOPs a pass  loads"
-)
+print(f"{'':24s}registers   shared     blocks, share, limited by                FLOPs a pass  loads")
 variants = {
     "as it is": {},
     "smaller tiles": {"block": (128, 128, 32)},
@@ -525,7 +523,7 @@ variants = {
 for name, settings in variants.items():
     its, blocks, share, limited_by, flops, loads = hold_against(**settings)
     print(
-        f"{name:30s}{its.compiled.registers:6d} {its.compiled.shared_bytes:11,d}    {blocks}, {share:6.1%}, "
+        f"{name:24s}{its.compiled.registers:6d} {its.compiled.shared_bytes:11,d}    {blocks}, {share:6.1%}, "
         f"{', '.join(limited_by):26s} {flops:13,d} {loads:6d}"
     )
 
