@@ -465,3 +465,306 @@ def lightning_topk(q_BSHC: Tensor, k_BNC: Tensor, weight_BSH: Tensor, lengths_B:
 
 # %% tags=["check:14.5", "nbval-check-output"]
 check("14.5", lightning_topk)
+
+# %% [markdown]
+# ## A layer that decodes on your kernels
+#
+# No exercise from here on: run the cells. `mine("14.1")` is your own function once it has passed, and the course's until then; the course's is plain PyTorch in float64, so that there is no kernel to count.
+#
+# First a layer of latent attention at a small size, with random weights. Two sequences of different lengths live in a paged cache; a free page is taken when one is needed, from anywhere. What was never written holds NaN.
+
+# %%
+from dataclasses import replace
+
+from course.kernels.checked import checked
+from course.model import LatentAttention, ModelConfig, apply_rope, rope_table
+
+own = {f"14.{n}": mine(f"14.{n}") for n in range(1, 6)}
+c = replace(ModelConfig.preset("tiny-deepseek-v3"), width=64, context=128)
+H, O, r, R, C = c.heads, c.qk_nope_head_dim, c.qk_rope_head_dim, c.kv_lora_rank, c.head_width  # noqa: E741
+torch.manual_seed(14)
+layer = LatentAttention(c).requires_grad_(False)
+
+
+class Pages:
+    """A paged cache of latent rows for B sequences, each of at most W pages of K positions."""
+
+    def __init__(self, B, W=6, K=16):
+        self.rows_PKL = torch.full((B * W + 3, K, R + r), math.nan)
+        self.table_BW = torch.full((B, W), -1, dtype=torch.int32)
+        self.lengths_B = torch.zeros(B, dtype=torch.int64)
+        self.free, self.K = torch.randperm(B * W + 3).tolist(), K
+
+    def append(self, b, rows_SL):
+        for row_L in rows_SL:
+            page, place = divmod(int(self.lengths_B[b]), self.K)
+            if not place:
+                self.table_BW[b, page] = self.free.pop()
+            self.rows_PKL[self.table_BW[b, page], place] = row_L
+            self.lengths_B[b] += 1
+
+
+# %% [markdown]
+# **The prompts**, on your 14.2. Keys and values of all heads are expanded for it, as every engine does for prompts. The second half of each prompt comes later than the first, so that queries stand behind older keys; the window is larger than the text.
+
+
+# %%
+def projected(part, x_SD, positions_S):
+    """Queries of each head, with the latent they came from, and rows for the cache; turned by position."""
+    cos, sin = rope_table(positions_S, r, c.rope_theta, c.rope_scaling)
+    latent_SQ = part.query_norm(part.query_down(x_SD))
+    q_HSC = part.query_up(latent_SQ).unflatten(-1, (H, C)).transpose(0, 1)
+    q_HSC = torch.cat([q_HSC[..., :O], apply_rope(q_HSC[None, ..., O:], cos, sin, c.rope_layout)[0]], dim=-1)
+    latent_SR, k_Sr = part.kv_down(x_SD).split([R, r], dim=-1)
+    k_Sr = apply_rope(k_Sr[None, None], cos, sin, c.rope_layout)[0, 0]
+    return q_HSC, latent_SQ, torch.cat([part.kv_norm(latent_SR), k_Sr], dim=-1), (cos, sin)
+
+
+def prefill(x_SD, before_ML):
+    """What the layer gives for new positions behind cached rows; and the new rows."""
+    positions = len(before_ML) + torch.arange(len(x_SD))
+    q_HSC, _, rows_SL, _ = projected(layer, x_SD, positions)
+    k_BHNC, v_BHNV = layer.expand(torch.cat([before_ML, rows_SL])[None])
+    q, k, v = (t.transpose(1, 2).contiguous() for t in (q_HSC[None], k_BHNC, v_BHNV))
+    out_BSHV, _ = own["14.2"](q, k, v, 1000, layer.scale)
+    return layer.output(out_BSHV.flatten(2))[0], rows_SL
+
+
+prompts, steps = (29, 44), 6
+texts = [torch.randn(length + steps, c.width) for length in prompts]
+cache, results = Pages(len(texts)), [[] for _ in texts]
+with checked() as prompt_log:
+    for b, (text, length) in enumerate(zip(texts, prompts, strict=True)):
+        y_first, rows_first = prefill(text[: length // 2], torch.zeros(0, R + r))
+        y_second, rows_second = prefill(text[length // 2 : length], rows_first)
+        cache.append(b, torch.cat([rows_first, rows_second]))
+        results[b] += [*y_first, *y_second]
+print(f"{len(prompt_log.launches)} launches; page table:")
+print(cache.table_BW)
+
+# %% [markdown]
+# **Decoding**, absorbed. Each sequence's pages are dealt out to three splits: for your 14.4 a split is a sequence of its own, with its piece of the table. Your 14.3 makes one result of three.
+
+
+# %%
+value_HVR = layer.kv_up.weight.unflatten(0, (H, -1))[:, O:]
+key_HOR = layer.kv_up.weight.unflatten(0, (H, -1))[:, :O]
+
+
+def in_splits(q_BHL, cache, J):
+    """Parts and logs of J splits, and how many of them each sequence has."""
+    B, W = cache.table_BW.shape
+    pages = -(-int(-(-cache.lengths_B.max() // cache.K)) // J)  # of a split, enough for the longest
+    table = F.pad(cache.table_BW, (0, max(0, pages * J - W)), value=-1)[:, : pages * J]
+    begins_J = torch.arange(J) * pages * cache.K
+    lengths_BJ = (cache.lengths_B[:, None] - begins_J).clamp(0, pages * cache.K)
+    queries = q_BHL.repeat_interleave(J, dim=0)
+    tables = table.reshape(B * J, pages).contiguous()
+    out, logs = own["14.4"](queries, cache.rows_PKL, tables, lengths_BJ.flatten(), layer.scale, R)
+    parts_JBHR, logs_JBH = (t.unflatten(0, (B, J)).transpose(0, 1).contiguous() for t in (out, logs))
+    return parts_JBHR, logs_JBH, (lengths_BJ > 0).sum(dim=1)
+
+
+no_sink = torch.full((H,), -math.inf)
+with checked() as decode_log:
+    for step in range(steps):
+        queries = []
+        for b, (text, length) in enumerate(zip(texts, prompts, strict=True)):
+            at = length + step
+            q_H1C, _, rows_1L, _ = projected(layer, text[at : at + 1], torch.tensor([at]))
+            cache.append(b, rows_1L)
+            queries.append(torch.cat([(q_H1C[..., :O] @ key_HOR)[:, 0], q_H1C[:, 0, O:]], dim=-1))
+        q_BHL = torch.stack(queries)
+        parts = in_splits(q_BHL, cache, J=3)
+        mixed_BHR, logs_BH = own["14.3"](*parts, no_sink)
+        for b, y_HV in enumerate(torch.einsum("bhr,hvr->bhv", mixed_BHR, value_HVR)):
+            results[b].append(layer.output(y_HV.flatten()))
+
+# %%
+for b, text in enumerate(texts):
+    cos, sin = rope_table(torch.arange(len(text)), r, c.rope_theta, c.rope_scaling)
+    wanted_SD, got_SD = layer(text[None], cos, sin)[0], torch.stack(results[b])
+    apart = ((got_SD - wanted_SD).norm(dim=1) / wanted_SD.norm(dim=1)).max().item()
+    print(f"sequence {b}: {prompts[b]} positions at once, {steps} one by one; off by {apart:.0e} at most")
+    assert apart < 1e-5
+for J in (1, 2, 4, 6):
+    with checked():
+        again_BHR, _ = own["14.3"](*in_splits(q_BHL, cache, J), no_sink)
+    apart = (again_BHR - mixed_BHR).abs().max().item()
+    print(f"{J} splits in place of 3 change the last step's mix by {apart:.0e}")
+    assert apart < 1e-5
+
+# %% [markdown]
+# Equal to `course.model`, position by position, whatever the number of splits. And do you see what the combine *is*? A mean of the parts, weighted by the softmax of their logs: your 14.1, with one segment for each head of each sequence.
+
+# %%
+parts_JBHR, logs_JBH, counts_B = parts
+written_JB = torch.arange(len(parts_JBHR))[:, None] < counts_B
+scores_BHJ = logs_JBH.masked_fill(~written_JB[:, :, None], -math.inf).permute(1, 2, 0)
+rows = parts_JBHR.permute(1, 2, 0, 3).flatten(0, 2).contiguous()
+offsets = torch.arange(scores_BHJ[..., 0].numel() + 1) * len(parts_JBHR)
+with checked():
+    pooled, logs = own["14.1"](scores_BHJ.flatten().contiguous(), rows, offsets)
+print(f"14.1 as a combine: off by {(pooled.view_as(mixed_BHR) - mixed_BHR).abs().max():.0e}")
+assert torch.allclose(pooled.view_as(mixed_BHR), mixed_BHR, atol=1e-5)
+assert torch.allclose(logs.view_as(logs_BH), logs_BH, atol=1e-5)
+
+# %% [markdown]
+# ## And with chosen positions
+#
+# The same layer with an indexer of four heads, which lets the query see 16 positions. The course's layer masks all others; yours asks your 14.5, gathers sixteen rows into a page, and looks at nothing else.
+
+# %%
+sparse = replace(c, index_topk=16, index_heads=4, index_head_dim=32)
+torch.manual_seed(15)
+layer = LatentAttention(sparse).requires_grad_(False)
+key_HOR, value_HVR = layer.kv_up.weight.unflatten(0, (H, -1)).split([O, c.v_head_dim], dim=1)
+x_BND = torch.randn(2, 60, c.width)
+cos, sin = rope_table(torch.arange(60), r, c.rope_theta, c.rope_scaling)
+q_BHL, rows_BNL, latents_BQ = [], [], []
+for x_ND in x_BND:
+    q_HNC, latent_NQ, rows_NL, _ = projected(layer, x_ND, torch.arange(60))
+    q_BHL.append(torch.cat([(q_HNC[:, -1:, :O] @ key_HOR)[:, 0], q_HNC[:, -1, O:]], dim=-1))
+    rows_BNL.append(rows_NL)
+    latents_BQ.append(latent_NQ[-1])
+q_BHL, rows_BNL, latents_BQ = (torch.stack(each) for each in (q_BHL, rows_BNL, latents_BQ))
+
+# %%
+index = layer.indexer
+k_BNC = index._turned(index.key_norm(index.key(x_BND))[:, None], cos, sin)[:, 0].contiguous()
+q_B1HC = index.query(latents_BQ).view(2, 1, 4, 32)
+q_B1HC = index._turned(q_B1HC.transpose(1, 2), cos[-1:], sin[-1:]).transpose(1, 2).contiguous()
+weight_B1H = index.weight(x_BND[:, -1:]) * (4 * 32) ** -0.5
+full_B = torch.tensor([60, 60])
+with checked() as sparse_log:
+    chosen_BK = own["14.5"](q_B1HC, k_BNC, weight_B1H, full_B, 16)[:, 0]
+    pages_PKL = torch.stack([rows[chosen] for rows, chosen in zip(rows_BNL, chosen_BK, strict=True)])
+    tables = torch.arange(2, dtype=torch.int32)[:, None]
+    mix_BHR, _ = own["14.4"](q_BHL, pages_PKL, tables, torch.tensor([16, 16]), layer.scale, R)
+got_BD = layer.output(torch.einsum("bhr,hvr->bhv", mix_BHR, value_HVR).flatten(1))
+wanted_BD = layer(x_BND, cos, sin)[:, -1]
+apart = ((got_BD - wanted_BD).norm() / wanted_BD.norm()).item()
+print("chosen by the first sequence's last query, the best first:", *chosen_BK[0].tolist())
+print(f"off from the course's layer by {apart:.0e}")
+assert apart < 1e-5
+
+# %% [markdown]
+# ## The bytes
+#
+# Each function once more, on inputs of bfloat16 (where it takes them) that are somewhat larger, in the checked interpreter, which writes down every byte that a lane loads or stores. Beside it the least: each input that counts once, each result once. And what eager PyTorch moves for its scores.
+
+# %%
+draw = torch.Generator().manual_seed(3)
+many = lambda *shape: torch.randn(shape, generator=draw).bfloat16()  # noqa: E731
+S, N = 128, 256
+table_BW = torch.randperm(8, generator=draw).int().view(2, 4)
+inputs = {
+    "14.1": (many(N).float(), many(N, 128), torch.tensor([0, 90, N])),
+    "14.2": (many(1, S, 4, 64), many(1, N, 2, 64), many(1, N, 2, 64), 64, 0.125),
+    "14.3": (many(4, 2, 16, 128).float(), many(4, 2, 16).float(), torch.tensor([4, 3]), torch.zeros(16)),
+    "14.4": (many(2, 32, 576), many(8, 64, 576), table_BW, torch.tensor([N, 100]), 0.07, 512),
+    "14.5": (many(2, 1, 16, 128), many(2, N, 128), many(2, 1, 16).float(), torch.tensor([N, 100]), 8),
+}
+least = {  # by hand: what does not count is not in it
+    "14.1": N * (4 + 256) + 2 * (256 + 4),
+    "14.2": 2 * 64 * (2 * S * 4 + 2 * 2 * (S + 63)) + 4 * S * 4,
+    "14.3": 7 * 16 * (512 + 4) + 2 * 16 * (512 + 4),
+    "14.4": 2 * 576 * (N + 100) + 2 * 32 * (1152 + 1024 + 4),
+    "14.5": 2 * 128 * (N + 100) + 2 * (16 * 256 + 64 + 64),
+}
+names = {
+    "14.1": "weighted mean", "14.2": "flash, window 64", "14.3": "combine", "14.4": "MLA on pages", "14.5": "indexer",
+}  # fmt: skip
+launches = {}
+print(f"{'':24s}{'launches':>9s}{'yours':>11s}{'least':>10s}   bytes")
+for name, arguments in inputs.items():
+    with checked() as log:
+        own[name](*arguments)
+    launches[name] = log.launches
+    moved = sum(each.load_bytes + each.store_bytes for each in log.launches)
+    shown = f"{moved:11,}{least[name]:10,}   {moved / least[name]:.1f} times" if moved else "   no kernel yet"
+    print(f"{name} {names[name]:19s}{len(log.launches):9d}{shown}")
+
+# %%
+import matplotlib.pyplot as plt
+
+plt.style.use("course.lesson")
+figure, axis = plt.subplots(figsize=(8, 3))
+loaded = {}
+for name, made in launches.items():
+    loads = sum(each.load_bytes for each in made)
+    axis.barh(names[name], loads / least[name], color="C0", label="loaded" if name == "14.1" else None)
+    axis.barh(
+        names[name],
+        sum(each.store_bytes for each in made) / least[name],
+        left=loads / least[name],
+        color="C1",
+        label="stored" if name == "14.1" else None,
+    )
+axis.axvline(1, color="black", linestyle="--", linewidth=1, label="least")
+axis.set(xlabel="bytes asked for, the least = 1", title="What your five kernels move")
+axis.invert_yaxis()
+axis.grid(axis="y", visible=False)
+axis.legend(loc="lower right")
+plt.show()
+
+# %% [markdown]
+# *Figure: for each of the five functions a bar of the bytes it loads and stores, in units of the least, which a dashed line marks. The weighted mean and the combine stand at the line; flash attention beyond it, since every tile of queries and both heads that share read the same keys again; the others are near it. A part without a kernel has no bar.*
+#
+# A byte that two programs ask for at about the same time comes from the memory once, and from the L2 cache the second time. The bar is what is asked for, and an upper bound of what moves.
+#
+# ## For an H100
+#
+# The same kernels as machine code, at the sizes of the real thing: a head of 128 features, 64 positions a page, rows of 512 + 64. Your 14.4 twice, with the 128 heads of a whole layer, and with the 16 that are left to each of eight GPUs. `HGMMA` is Hopper's product of four warps, whose tiles have 64 rows; `HMMA` is the product of one warp, with 16.
+
+# %%
+import linecache
+import tempfile
+from pathlib import Path
+
+from course.hardware.machine_code import read_code
+from course.kernels import compile_all, launches_of
+
+
+def meta(*shape, dtype=torch.bfloat16):
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+i32, i64, f32 = torch.int32, torch.int64, torch.float32
+mla = lambda heads: (meta(64, heads, 576), meta(4096, 64, 576), meta(64, 64, dtype=i32), meta(64, dtype=i64), 0.07, 512)  # noqa: E731
+large = {
+    "14.1": [(meta(65_536, dtype=f32), meta(65_536, 128), meta(65, dtype=i64))],
+    "14.2": [(meta(1, 4096, 32, 128), meta(1, 4096, 8, 128), meta(1, 4096, 8, 128), 4096, 0.09)],
+    "14.3": [
+        (meta(8, 64, 128, 512, dtype=f32), meta(8, 64, 128, dtype=f32), meta(64, dtype=i64), meta(128, dtype=f32))
+    ],
+    "14.4": [mla(128), mla(16)],
+    "14.5": [(meta(8, 1, 64, 128), meta(8, 4096, 128), meta(8, 1, 64, dtype=f32), meta(8, dtype=i64), 64)],
+}
+print(f"{'':7s}{'kernel':22s}{'registers':>10s}{'spilled':>9s}{'shared':>9s}  tensor cores")
+for name, calls in large.items():
+    text = "".join(linecache.getlines(own[name].__code__.co_filename))  # what the function was defined by
+    try:
+        made = [each for call in calls for each in launches_of(lambda f=own[name], a=call: f(*a))]
+    except Exception:  # the course's PyTorch looks at numbers, and a plan has none
+        made = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernels.py"
+        path.write_text(text)
+        for one in compile_all(path, made, code=True):
+            if one.error:
+                print(f"{name:7s}{one.kernel:22s} refused: {one.error[:70]}")
+                continue
+            found = read_code(one.code["sass"]).tensor_core
+            kinds = ", ".join(f"{count} {kind}" for kind, count in found.items()) or "none"
+            print(f"{name:7s}{one.kernel:22s}{one.registers:10d}{one.spills:9d}{one.shared_bytes:9,}  {kinds}")
+    if not made:
+        print(f"{name:7s}no kernel yet")
+
+# %% [markdown]
+# *Registers* are a thread's, *spilled* bytes a thread, *shared* bytes a block. Look at the last product of 14.4: a mix of heads times 512 numbers is held in registers all the way, and that is what decides how many heads a block may have, and how many warps it needs. Where the number of rows is 64 the compiler chooses `HGMMA`,
+# where it is 16 or 32 it falls back to `HMMA`, and no message tells you of it.
+#
+# You now have every part of a serving engine's attention: prompts in tiles, a cache on pages, splits, one result, and a choice of what is worth looking at.
+#
+# **Next:** lesson 15, where such kernels are seen at work in a trace.

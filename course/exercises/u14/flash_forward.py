@@ -8,12 +8,12 @@ from course.checking.exercise import Exercise, Misconception
 from course.exercises.u14._attention import mix_and_log
 
 BF16, FP32 = torch.bfloat16, torch.float32
-EDGES = [  # B, S, N, H, G, C, V, window, dtype
-    (1, 20, 45, 4, 2, 24, 16, 45, FP32),  # more keys than queries, two heads share
-    (2, 33, 33, 2, 1, 16, 20, 5, FP32),  # a short window: whole blocks are closed for some queries of a tile
-    (1, 1, 50, 6, 2, 40, 8, 17, BF16),  # decoding
-    (1, 18, 70, 2, 2, 20, 33, 1000, BF16),
-    (1, 3, 3, 1, 1, 1, 1, 1, FP32),  # each sees itself alone
+EDGES = [  # B, S, N, H, G, C, V, window, dtype; every second query is many times as long where "far" stands behind
+    (1, 20, 45, 4, 2, 24, 16, 45, FP32, ""),  # more keys than queries, two heads share
+    (2, 33, 33, 2, 1, 16, 20, 5, FP32, ""),  # a short window: whole blocks are closed for some queries of a tile
+    (1, 1, 50, 6, 2, 40, 8, 17, BF16, ""),  # decoding
+    (1, 18, 70, 2, 2, 20, 33, 1000, BF16, "far"),
+    (1, 3, 3, 1, 1, 1, 1, 1, FP32, ""),  # each sees itself alone
 ]
 
 
@@ -24,13 +24,16 @@ def inputs(rng, number):
         v = torch.tensor([[8.0, 0.0], [0.0, 4.0], [6.0, 2.0], [2.0, 6.0]]).view(1, 4, 1, 2)
         return {"q_BSHC": q, "k_BNGC": k, "v_BNGV": v, "window": 2, "scale": 1.0}
     if number <= len(EDGES):
-        B, S, N, H, G, C, V, window, dtype = EDGES[number - 1]
+        B, S, N, H, G, C, V, window, dtype, lie = EDGES[number - 1]
     else:
         B, S, G, shared = 1, int(rng.integers(1, 24)), int(rng.integers(1, 3)), int(rng.integers(1, 4))
         N, H = S + int(rng.integers(0, 40)), G * shared
         C, V = int(rng.integers(1, 40)), int(rng.integers(1, 40))
         window, dtype = int(rng.integers(1, N + 10)), (BF16, FP32)[int(rng.integers(2))]
+        lie = str(rng.choice(["", "far"]))
     q_BSHC, k_BNGC = (torch.tensor(rng.normal(size=size)).to(dtype) for size in ((B, S, H, C), (B, N, G, C)))
+    if lie == "far":
+        q_BSHC[:, ::2] *= 64
     v_BNGV = torch.tensor(rng.normal(size=(B, N, G, V)) + 0.5).to(dtype)
     return {"q_BSHC": q_BSHC, "k_BNGC": k_BNGC, "v_BNGV": v_BNGV, "window": window, "scale": 1.5 * C**-0.5}
 

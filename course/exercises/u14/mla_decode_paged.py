@@ -8,10 +8,10 @@ from course.checking.exercise import Exercise, Misconception
 from course.exercises.u14._attention import mix_and_log
 
 BF16, FP32 = torch.bfloat16, torch.float32
-EDGES = [  # lengths, H, R, r, positions a page, dtype, what lies behind the last position
+EDGES = [  # lengths, H, R, r, positions a page, dtype, what lies behind the last position; "far": heads differ much
     ([40, 0, 17], 5, 32, 16, 16, FP32, "numbers"),  # odd, and a sequence of none
     ([33, 64], 20, 16, 16, 32, FP32, "nan"),  # more heads than a tile; one sequence fills its pages
-    ([70], 3, 64, 32, 64, BF16, "nan"),
+    ([70], 3, 64, 32, 64, BF16, "nan far"),
     ([1, 16, 48], 16, 32, 16, 16, BF16, "numbers"),
     ([100], 1, 16, 16, 16, FP32, "nan"),
 ]
@@ -34,7 +34,7 @@ def inputs(rng, number):
         size, r = int(rng.choice([16, 32])), 16
         lengths, H = rng.integers(0, 80, size=int(rng.integers(1, 4))).tolist(), int(rng.integers(1, 24))
         R, dtype = int(rng.choice([16, 32, 64])), (BF16, FP32)[int(rng.integers(2))]
-        behind = str(rng.choice(["numbers", "nan"]))
+        behind = str(rng.choice(["numbers", "nan", "nan far"]))
     counts = [-(-length // size) for length in lengths]
     width, needed = max(max(counts), 1) + 1, sum(counts)
     order = rng.permutation(needed + 2).tolist()
@@ -48,8 +48,10 @@ def inputs(rng, number):
             unused[page, : length - place * size] = False
     if b := next((b for b in range(1, len(lengths)) if counts[b] > 1 and counts[b - 1] > 1), 0):
         table_BW[b, 0] = table_BW[b - 1, 0]  # two sequences with one beginning share its page
-    pages_PKL[unused] = torch.nan if behind == "nan" else 3.0
+    pages_PKL[unused] = 3.0 if behind == "numbers" else torch.nan
     q_BHL = torch.tensor(rng.normal(size=(len(lengths), H, R + r))).to(dtype)
+    if behind == "nan far":
+        q_BHL[:, ::2] *= 64
     return {
         "q_BHL": q_BHL,
         "pages_PKL": pages_PKL,
