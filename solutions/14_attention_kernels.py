@@ -37,6 +37,7 @@
 # - `tl.dot` wants sizes of 16 and more, and powers of two: pad with masked lanes. For float32 tiles say `input_precision="ieee"`, or a chip cuts them to TF32, with 10 bits; the interpreter would not show it.
 # - In large models offsets pass $2^{31}$: let those that grow with positions or pages be int64. (The checks are too small to see it.)
 # - **A log** is the natural logarithm of the sum that a softmax divides by, $\log \sum_n e^{\textit{score}_n}$, float32, that of the scores as they are and not relative to the largest; where nothing is summed it is minus infinity.
+# - Each row of a tile has a largest of its own: one query's scores may lie hundreds above another's.
 # - Every score is finite or minus infinity. A whole block of minus infinity may come first, and minus infinity less itself is NaN.
 # - A float32 result is compared by the norm of the error, 1e-5 of the norm of what is right.
 # - A kernel that takes everything in one block passes the check where the cases are small; it is no answer to 128,000 positions. Go in blocks.
@@ -374,7 +375,7 @@ def mla_decode_paged(
     heads = min(max(triton.next_power_of_2(H), 16), 64)  # 64 rows are what wgmma takes
     pages_kernel[(triton.cdiv(H, heads), B)](
         q_BHL, pages_PKL, table_BW, lengths_B, out_BHR, logs_BH, H, table_BW.shape[1], scale,
-        R=rank, L=L, SIZE=SIZE, HEADS=heads, num_warps=8 if heads == 64 else 4,
+        R=rank, L=L, SIZE=SIZE, HEADS=heads, num_warps=8 if heads == 64 else 4, num_stages=2,
     )  # fmt: skip
     return out_BHR, logs_BH
     ### END SOLUTION
