@@ -113,7 +113,7 @@ for around in (0, 40, 80, 100, -60, -90, -110):
     print(f"around {around:4d}: relative error {errors[0]:8.1e} plain, {errors[1]:8.1e} with the largest taken off")
 
 # %% [markdown]
-# In between, the plain form is as good as the other. Outside it is not worse but gone: infinite sums, or nothing left. Near the lower end it first loses digits, where float32 has only coarse numbers near zero. Trained models do have scores of 100. So the largest comes off, and to know it one needs the row, all of it.
+# In between, the plain form is as good as the other. Outside it is not worse but gone: infinite sums, or nothing left. Near the lower end it first loses digits, where float32 has only coarse numbers near zero. Nothing in attention keeps its scores below 88. So the largest comes off, and to know it one needs the row, all of it.
 #
 # ## A softmax that does not wait
 #
@@ -180,6 +180,9 @@ print("with 0 in its place:", (nothing - base).exp().item())
 
 
 # %%
+from course.kernels.checked import checked
+
+
 @triton.jit
 def flash_kernel(q, k, v, out, lse, N, scale, ROWS: tl.constexpr, KEYS: tl.constexpr, C: tl.constexpr):
     tile, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -204,6 +207,7 @@ def flash_kernel(q, k, v, out, lse, N, scale, ROWS: tl.constexpr, KEYS: tl.const
     tl.store(lse + place, largest + tl.log(total), mask=m < N)
 
 
+# %%
 def flash(q_HNC, k_HNC, v_HNC, rows=32, keys=32):
     (H, N, C), out_HNC = q_HNC.shape, torch.empty_like(q_HNC)
     lse_HN, grid = torch.empty(H, N), (triton.cdiv(N, rows), H)
@@ -211,11 +215,16 @@ def flash(q_HNC, k_HNC, v_HNC, rows=32, keys=32):
     return out_HNC, lse_HN
 
 
+q, k, v = (torch.randn(1, 40, 16, generator=draw) for _ in range(3))
+with checked() as log:
+    out, lse = flash(q, k, v)
+print(f"{log.launches[0].kernel}{log.launches[0].grid}: results {list(out.shape)}, logs {list(lse.shape)}")
+
+
 # %% [markdown]
 # No block is closed for any of its queries here, since every query sees key 0, which comes first; so the accident cannot happen. It returns two things, the mix and the log of the sum, $\log \sum_n e^{s_n} = m + \log \ell$. A backward pass needs that, to make the weights again (Dao 2023), and so will we.
 
 # %%
-from course.kernels.checked import checked
 from course.kernels.flash_attention import flash_attention, flash_attention_torch
 
 q, k, v = (torch.randn(2, 200, 64, generator=draw) for _ in range(3))
@@ -603,7 +612,7 @@ for place in (0, 1, 2, 6):
 # %% [markdown]
 # *Figure: microseconds against positions, logarithmic, from 1k to 128k. Dense attention rises in proportion. Attention to chosen positions is flat. The indexer's scores begin far below and rise, and overtake the flat line at about 32k. Their sum lies above dense attention at 1k, below it from 4k on, and nearly ten times below it at 128k.*
 #
-# At a thousand positions the sparse way is the slower one: there is nothing to leave out (its kernel looks at 2,048 places whatever is there). From 4k on it wins, and at 128k the *indexer* is what takes the time.
+# At a thousand positions the sparse way is the slower one: there is nothing to leave out (its kernel takes as long for 1k positions as for more). From 4k on it wins, and at 128k the *indexer* is what takes the time.
 #
 # ## Does it choose well?
 #
@@ -676,11 +685,11 @@ def inputs_and_attention(tokens_BS, part=parts[0]):
     return x_BSD, latent_BSQ, cos, sin, scores_BHSN.masked_fill(later_SN, -torch.inf).softmax(-1)
 
 
+# %%
 def windows(ids, starts):
     return torch.stack([torch.from_numpy(ids[s : s + 128].astype(np.int64)) for s in starts.tolist()])
 
 
-# %%
 starts = torch.randint(len(data.validation) - 128, (8,), generator=draw)
 held_out_BS = windows(data.validation, starts)
 for number, part in enumerate(parts):
@@ -727,15 +736,19 @@ with torch.no_grad():
         "untrained indexer": untrained.scores(*given),
         "random": torch.rand(mass_BSN.shape, generator=draw).masked_fill(later_SN, -1),
     }
+for name, ranking in rankings.items():
+    chosen, right = (each.topk(16).indices for each in (ranking, rankings["best possible"]))
+    shared = (chosen[..., None] == right[..., None, :]).any(-1)[:, 64:].float().mean()
+    held = mass_BSN.gather(2, chosen).sum(2)[:, 64:].mean()
+    print(f"{name:18s} 16 positions hold {held:.0%} of the attention, {shared:.0%} of them are among the 16 best")
+
+# %%
 KS = (1, 2, 4, 8, 16, 32, 64)
 figure, axis = plt.subplots(figsize=(7.5, 3.6))
 colours = (BLACK, BLUE, GREEN, SKY, ORANGE)
 for (name, ranking), colour in zip(rankings.items(), colours, strict=True):
     covered = [mass_BSN.gather(2, ranking.topk(k).indices).sum(2)[:, 64:].mean().item() for k in KS]
     axis.plot(KS, covered, "o-", color=colour, label=name)
-    chosen, right = (each.topk(16).indices for each in (ranking, rankings["best possible"]))
-    shared = (chosen[..., None] == right[..., None, :]).any(-1)[:, 64:].float().mean()
-    print(f"{name:18s} 16 positions hold {covered[4]:.0%} of the attention, {shared:.0%} of them are among the 16 best")
 axis.set(xscale="log", xlabel="positions chosen", ylabel="share of the attention", ylim=(0, 1.02))
 axis.set_xscale("log", base=2)
 axis.set_xticks(KS, KS)
@@ -744,7 +757,7 @@ axis.legend(fontsize=9)
 plt.show()
 
 # %% [markdown]
-# *Figure: the share of attention on the chosen positions against their number, five rising lines. The best possible choice is on top, the trained indexer below it, then the last k positions, the untrained indexer and a random choice.*
+# *Figure: the share of attention on the chosen positions against their number, five rising lines. The best possible choice is on top, the trained indexer just below it, then, at a distance, the last k positions, and below them the untrained indexer and a random choice on one line.*
 #
 # Sixteen positions that the trained indexer chooses hold nearly all of what any sixteen could hold, and much more than the last sixteen. It misses about a quarter of the sixteen best and loses little by that, for what it misses are positions of little weight: overlap is the wrong measure, and attention held is the right one. Without training an indexer is no better than chance.
 #
@@ -772,6 +785,7 @@ def knobs(sequences=4, positions=32_768, heads=64):
     axis.plot(SPLITS, times, color=BLUE)
     axis.axhline(1e6 * least_time(sequences, positions), color=BLACK, linestyle=":", label="bound, without waves")
     axis.set(xlabel="splits", ylabel="us", yscale="log", xscale="log")
+    axis.yaxis.set_minor_formatter("")
     axis.set_title(f"{sequences} x {positions:,} positions, {heads} heads a program")
     axis.legend(fontsize=9)
     plt.show()

@@ -652,7 +652,7 @@ assert apart < 1e-5
 # %% [markdown]
 # ## The bytes
 #
-# Each function once more, on inputs of bfloat16 (where it takes them) that are somewhat larger, in the checked interpreter, which writes down every byte that a lane loads or stores. Beside it the least: each input that counts once, each result once. And what eager PyTorch moves for its scores.
+# Each function once more, on inputs of bfloat16 (where it takes them) that are somewhat larger, in the checked interpreter, which writes down every byte that a lane loads or stores. Beside it the least: each input that counts once, each result once.
 
 # %%
 draw = torch.Generator().manual_seed(3)
@@ -732,7 +732,14 @@ def meta(*shape, dtype=torch.bfloat16):
 
 
 i32, i64, f32 = torch.int32, torch.int64, torch.float32
-mla = lambda heads: (meta(64, heads, 576), meta(4096, 64, 576), meta(64, 64, dtype=i32), meta(64, dtype=i64), 0.07, 512)  # noqa: E731
+
+
+def mla(heads):
+    """64 sequences of up to 4,096 positions."""
+    tables = meta(64, 64, dtype=i32), meta(64, dtype=i64)
+    return meta(64, heads, 576), meta(4096, 64, 576), *tables, 0.07, 512
+
+
 large = {
     "14.1": [(meta(65_536, dtype=f32), meta(65_536, 128), meta(65, dtype=i64))],
     "14.2": [(meta(1, 4096, 32, 128), meta(1, 4096, 8, 128), meta(1, 4096, 8, 128), 4096, 0.09)],
@@ -742,6 +749,8 @@ large = {
     "14.4": [mla(128), mla(16)],
     "14.5": [(meta(8, 1, 64, 128), meta(8, 4096, 128), meta(8, 1, 64, dtype=f32), meta(8, dtype=i64), 64)],
 }
+
+# %%
 print(f"{'':7s}{'kernel':22s}{'registers':>10s}{'spilled':>9s}{'shared':>9s}  tensor cores")
 for name, calls in large.items():
     text = "".join(linecache.getlines(own[name].__code__.co_filename))  # what the function was defined by
