@@ -299,6 +299,7 @@ class Traffic(TorchDispatchMode):
         return result
 
 
+# %%
 def meta(*shape, dtype=torch.bfloat16):
     return torch.empty(shape, dtype=dtype, device="meta")
 

@@ -10,7 +10,7 @@ from course.exercises.u14._attention import mix_and_log
 BF16, FP32 = torch.bfloat16, torch.float32
 EDGES = [  # lengths, H, R, r, positions a page, dtype, what lies behind the last position; "far": heads differ much
     ([40, 0, 17], 5, 32, 16, 16, FP32, "numbers"),  # odd, and a sequence of none
-    ([33, 64], 20, 16, 16, 32, FP32, "nan"),  # more heads than a tile; one sequence fills its pages
+    ([33, 64], 70, 16, 16, 32, FP32, "nan"),  # more heads than a tile; one sequence fills its pages
     ([70], 3, 64, 32, 64, BF16, "nan far"),
     ([1, 16, 48], 16, 32, 16, 16, BF16, "numbers"),
     ([100], 1, 16, 16, 16, FP32, "nan"),
@@ -116,9 +116,10 @@ def _over_pages(
 def page_by_page(q_BHL, pages_PKL, table_BW, lengths_B, scale, rank):
     (B, H, L), SIZE = q_BHL.shape, pages_PKL.shape[1]
     out_BHR, logs_BH = torch.empty(B, H, rank, dtype=q_BHL.dtype), torch.empty(B, H)
-    _over_pages[(triton.cdiv(H, 16), B)](
+    heads = min(max(triton.next_power_of_2(H), 16), 64)
+    _over_pages[(triton.cdiv(H, heads), B)](
         q_BHL, pages_PKL, table_BW, lengths_B, out_BHR, logs_BH, H, table_BW.shape[1], scale,
-        R=rank, L=L, SIZE=SIZE, HEADS=16,
+        R=rank, L=L, SIZE=SIZE, HEADS=heads, num_warps=max(4, heads // 8), num_stages=2,
     )  # fmt: skip
     return out_BHR, logs_BH
 
