@@ -379,7 +379,7 @@ for name, size, work in (
     print(f"at least {1e3 * least.time:5.2f} ms, bound by {least.by}  (computed)")
 
 # %% [markdown]
-# Between the last two lines lies what really happens. Neighbouring tiles of a head read the same keys at nearly the same time, so most of what is asked for comes from the L2 cache, and what is left is bound by the tensor cores. From eager to flash the bound falls by a factor of 17 at least and of 40 at most, for the same numbers. And once a kernel is bound by arithmetic, the half that is skipped counts in full.
+# Between the last two lines lies what really happens. Neighbouring tiles of a head read the same keys at nearly the same time, so most of what is asked for comes from the L2 cache, and what is left is bound by the tensor cores. From eager to flash the bound falls by a factor of 17 at least and of 40 at most, for the same numbers. And once a kernel is bound by arithmetic, the half that is skipped counts in full. (Both are bounds: no kernel has been timed here.)
 #
 # ## One query and 132 multiprocessors
 #
@@ -413,7 +413,9 @@ with checked():
 torch.testing.assert_close(theirs_BHR[0], in_splits(q_HL, rows_NL, R, 0.2, 4)[0], rtol=1e-4, atol=1e-5)
 for J in (1, 2, 4, 16, 64, 250):
     mix_HR, _ = in_splits(q_HL, rows_NL, R, 0.2, J)
-    print(f"{J:3d} splits: off from float64 by {((mix_HR - exact_HR).norm() / exact_HR.norm()).item():.1e}")
+    print(
+        f"{J:3d} split{'s' if J > 1 else ' '}: off from float64 by {((mix_HR - exact_HR).norm() / exact_HR.norm()).item():.1e}"
+    )
 
 # %% [markdown]
 # Any number of splits gives the same result, to rounding: the merge is exact. But the last digits differ from J to J. An engine that picks J by how full the chip is answers one prompt in slightly different ways, depending on who else is asking. The course's kernel cuts spans by rules that do not know the chip.
@@ -444,7 +446,7 @@ for B, colour in ((1, BLUE), (8, GREEN), (64, ORANGE)):
     best = int(np.argmin(times))
     axis.plot(SPLITS[best], times[best], "o", color=colour)
     print(
-        f"{B:2d} sequences: {times[0]:7,.0f} us in one split, least {times[best]:6,.0f} us with {SPLITS[best]} splits"
+        f"{B:2d} sequence{'s' if B > 1 else ' '}: {times[0]:7,.0f} us in one split, least {times[best]:6,.0f} us with {SPLITS[best]}"
     )
 axis.set(xscale="log", yscale="log", xlabel="splits of a sequence", ylabel="least time (us)")
 axis.set_title("Latent attention, 128 heads, 65,536 positions: a model of an H800")

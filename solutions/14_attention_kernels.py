@@ -70,7 +70,7 @@ import triton.language as tl
 #
 # $$\textit{pooled}_s = \sum_n \frac{e^{\textit{score}_n}}{e^{\textit{log}_s}}\, \textit{values}_n \qquad \textit{log}_s = \log \sum_n e^{\textit{score}_n}$$
 #
-# - **In one pass:** scores and values are read once, block by block, with a largest score, a sum and a vector that are carried along. What was added before a new largest has to be rescaled, all of it.
+# - **In one pass:** scores and values are read once, block by block, with a largest score, a sum and a vector that are carried along. What was added before a new largest has to be rescaled, all of it. (The check sees values; the last cells of this lab count bytes.)
 # - Scores may be **minus infinity**: closed positions. Their values do not count, **whatever they hold**, NaN and infinity too: $0 \cdot \mathrm{NaN}$ is NaN. They are not loaded.
 # - A segment may be empty, or have closed positions alone: its pooled row is 0, its log minus infinity.
 # - Scores may lie around 120 or -120. D is any number from 1 up to a few hundred. The offsets begin with 0, end with N, and never fall; S is at least 1.
@@ -592,7 +592,7 @@ for J in (1, 2, 4, 6):
     with checked():
         again_BHR, _ = own["14.3"](*in_splits(q_BHL, cache, J), no_sink)
     apart = (again_BHR - mixed_BHR).abs().max().item()
-    print(f"{J} splits in place of 3 change the last step's mix by {apart:.0e}")
+    print(f"{J} instead of 3 splits change the last step's mix by {apart:.0e}")
     assert apart < 1e-5
 
 # %% [markdown]
