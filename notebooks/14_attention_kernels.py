@@ -330,9 +330,10 @@ for N in (128, 256, 512):
         by_rows[N, rows] = log.launches[0].load_bytes + log.launches[0].store_bytes
 once = {N: 4 * 2 * N * 64 + 4 * N for N in (128, 256, 512)}  # queries, keys, values, results and logs, once
 print("kB asked for, one head of 64 features, BF16; at the least, everything once")
+print("tokens    16    32    64   128     least    eager   (16 to 128: queries a tile)")
 for N in once:
-    sizes = "  ".join(f"{rows:3d} a tile {by_rows[N, rows] / 1e3:6.0f}" for rows in (16, 32, 64, 128))
-    print(f"{N:4d} tokens: {sizes}   least {once[N] / 1e3:4.0f}   eager {eager_bytes(N, 1, 64, 64)[0] / 1e3:7.0f}")
+    sizes = "".join(f"{by_rows[N, rows] / 1e3:6.0f}" for rows in (16, 32, 64, 128))
+    print(f"{N:6d}{sizes}{once[N] / 1e3:10.0f}{eager_bytes(N, 1, 64, 64)[0] / 1e3:9.0f}")
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(10, 3.4))

@@ -766,7 +766,7 @@ for name, calls in large.items():
                 print(f"{name:7s}{one.kernel:22s} refused: {one.error[:70]}")
                 continue
             found = read_code(one.code["sass"]).tensor_core
-            kinds = ", ".join(f"{count} {kind}" for kind, count in found.items()) or "none"
+            kinds = ", ".join(f"{count} {kind.removesuffix('.F32.BF16')}" for kind, count in found.items()) or "none"
             print(f"{name:7s}{one.kernel:22s}{one.registers:10d}{one.spills:9d}{one.shared_bytes:9,}  {kinds}")
 
 # %% [markdown]
