@@ -1,9 +1,10 @@
 """Judging one answer: draw inputs, ask the worker, compare, and say which misconception a wrong answer behaves like."""
 
 import secrets
+import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -95,7 +96,8 @@ def judge(
         secrets.SystemRandom().shuffle(numbers)
     with start() as worker:
         try:
-            tries = _run(exercise, source, earlier, worker, seed, numbers, seconds)
+            drawn = ((number, draw(exercise, seed, number)) for number in numbers)
+            tries = list(run(exercise, source, earlier, worker, drawn, seconds))
         except AnswerError as error:
             return verdict("failed", reason=str(error), printed=worker.printed())
         printed = worker.printed()
@@ -130,34 +132,53 @@ def run_reference(function: Callable[..., Tree], inputs: Inputs) -> Tree:
 
 
 @dataclass(frozen=True)
-class _Try:
+class Try:
+    """One call of an answer, compared with what was wanted."""
+
     inputs: Inputs
     case: Case
     value: Tree = None
     returned: bool = False
     not_done: bool = False
     lost: bool = False  # the worker is gone: no further case can be run
-    launches: tuple = ()
+    launches: tuple = ()  # of kernels, as the worker tells
+    beside: dict[str, Any] = field(default_factory=dict)  # what PyTorch moved beside them, as the worker tells
+    times: dict[str, Any] = field(default_factory=dict)  # of a call that was timed, as the worker tells
+    outside: float = 0.0  # seconds from the request to the reply, by the clock here
 
 
-def _run(exercise, source, earlier, worker, seed, numbers, seconds) -> list[_Try]:
+def run(
+    exercise: Exercise,
+    source: str,
+    earlier: Mapping[str, Exercise],
+    worker: Worker,
+    drawn: Iterable[tuple[int, Inputs]],
+    seconds: float,
+    ask: Callable[[int], dict[str, Any]] = lambda number: {"op": "call"},
+) -> Iterator[Try]:
+    """Load an answer into a worker and call it on numbered inputs, one after another, until all are done or the worker is gone.
+
+    ask: what a call is asked for, by its number.
+    Raises: AnswerError when the answer cannot be loaded.
+    """
     try:
-        reply = worker.request(_load(exercise, source, earlier), 2 * seconds)
+        reply = worker.request(loading(exercise, source, earlier), 2 * seconds)
     except WorkerEnded as error:
         raise AnswerError(f"The answer cell could not be run. {error}") from None
     if reply["status"] == "not done":
-        return [_Try({}, Case(0, ""), not_done=True)]
+        yield Try({}, Case(0, ""), not_done=True)
+        return
     if reply["status"] != "ready":
         raise AnswerError(f"The answer cell could not be run: {_complaint(reply)}.")
-    tries = []
-    for number in numbers:
-        tries.append(_try(exercise, worker, draw(exercise, seed, number), number, seconds))
-        if tries[-1].not_done or tries[-1].lost:
-            break
-    return tries
+    for number, inputs in drawn:
+        tried = _try(exercise, worker, inputs, number, seconds, ask(number))
+        yield tried
+        if tried.not_done or tried.lost:
+            return
 
 
-def _load(exercise: Exercise, source: str, earlier: Mapping[str, Exercise]) -> dict[str, Any]:
+def loading(exercise: Exercise, source: str, earlier: Mapping[str, Exercise]) -> dict[str, Any]:
+    """The request that loads an answer into a worker."""
     return {
         "op": "load",
         "source": source,
@@ -173,26 +194,28 @@ def _load(exercise: Exercise, source: str, earlier: Mapping[str, Exercise]) -> d
     }
 
 
-def _try(exercise: Exercise, worker: Worker, inputs: Inputs, number: int, seconds: float) -> _Try:
-    sizes = describe(inputs)
+def _try(exercise: Exercise, worker: Worker, inputs: Inputs, number: int, seconds: float, ask: dict[str, Any]) -> Try:
+    sizes, begun = describe(inputs), time.perf_counter()
     try:
-        reply = worker.request({"op": "call", "arguments": inputs}, seconds)
+        reply = worker.request({"arguments": inputs} | ask, seconds)
     except WorkerEnded as error:
-        return _Try(inputs, Case(number, sizes, str(error)), lost=True)
+        return Try(inputs, Case(number, sizes, str(error)), lost=True)
     if reply["status"] == "not done":
-        return _Try(inputs, Case(number, sizes), not_done=True)
+        return Try(inputs, Case(number, sizes), not_done=True)
     if reply["status"] != "value":
-        return _Try(inputs, Case(number, sizes, f"it raised {_complaint(reply)}"))
+        return Try(inputs, Case(number, sizes, f"it raised {_complaint(reply)}"))
+    outside = time.perf_counter() - begun
     value, launches = reply["value"], tuple(reply["launches"])
     if reply["changed"]:
         what = f"it changed its input `{reply['changed'][0][:40]}` in place; leave the inputs as they are"
     elif isinstance(value, Foreign):
         what = f"returned {kind(value)}, which is neither a tensor nor a number"
-    elif exercise.kernel and not launches and _has_work(inputs):
+    elif exercise.kernel and not launches and _has_work(inputs) and ask["op"] == "call":
         what = "no Triton kernel was launched"
     else:
         what = _compared(exercise, inputs, value)
-    return _Try(inputs, Case(number, sizes, what), value, True, launches=launches)
+    told = {"launches": launches, "beside": reply["beside"], "times": reply["times"], "outside": outside}
+    return Try(inputs, Case(number, sizes, what), value, True, **told)
 
 
 def _compared(exercise: Exercise, inputs: Inputs, value: Tree) -> str | None:
@@ -219,7 +242,7 @@ def _complaint(reply: dict[str, Any]) -> str:
     return f"{name}{where}: {message}" if message else f"{name}{where}"
 
 
-def _misconception(exercise: Exercise, tries: list[_Try], asked: int, earlier: Mapping[str, Exercise]):
+def _misconception(exercise: Exercise, tries: list[Try], asked: int, earlier: Mapping[str, Exercise]):
     """The misconception whose values the answer gave in every case, if it gave values in every case."""
     if len(tries) < asked or not all(t.returned for t in tries):
         return None
@@ -242,7 +265,7 @@ def values_of(
         yield from (run_reference(function, inputs) for inputs in drawn)
         return
     with start() as worker:
-        worker.request(_load(exercise, source_of(function, exercise.entry), earlier), SECONDS)
+        worker.request(loading(exercise, source_of(function, exercise.entry), earlier), SECONDS)
         for inputs in drawn:
             reply = worker.request({"op": "call", "arguments": inputs}, SECONDS)
             if reply["status"] != "value":

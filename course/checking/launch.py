@@ -148,8 +148,8 @@ class Worker:
 
 def _well_formed(reply: dict[str, Any]) -> dict[str, Any]:
     """The reply with every part there and of its type, whoever wrote it."""
-    reply = {"status": None, "value": None, "changed": [], "launches": [], "error": {}} | reply
-    kinds = {"status": str, "changed": list, "launches": list, "error": dict}
+    kinds = {"status": str, "changed": list, "launches": list, "error": dict, "beside": dict, "times": dict}
+    reply = {part: None if kind is str else kind() for part, kind in kinds.items()} | {"value": None} | reply
     right = all(type(reply[part]) is kind for part, kind in kinds.items())
     right = right and all(type(name) is str for name in reply["changed"])
     if not right or not all(type(launch) is dict and set(launch) >= LAUNCH for launch in reply["launches"]):

@@ -6,6 +6,7 @@ makes more than one floating-point number is arithmetic that the kernels were as
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -41,6 +42,10 @@ MOVES = frozenset(
         "zeros_like",
     ]
 )  # of ATen's operations, beside views
+UNTOUCHED = frozenset(
+    ["alias", "detach", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "set_"]
+)  # neither read nor write what is in a tensor
+OVERWRITES = frozenset(["copy_", "fill_", "zero_"])  # do not read the tensor that they are called on
 AWAY = frozenset((torch.Tensor.__array__, torch.Tensor.__dlpack__, torch.Tensor.numpy, torch.Tensor.tolist))
 
 
@@ -48,11 +53,26 @@ class NotTheKernel(Exception):
     """The answer computed beside its kernels, or returned what no kernel wrote."""
 
 
+@dataclass
+class Tally:
+    """What PyTorch moved beside the kernels: operations that touch memory, and bytes, each tensor's once an operation."""
+
+    operations: int = 0
+    load_bytes: int = 0
+    store_bytes: int = 0
+
+    def count(self, name: str, args: Any, result: Any) -> None:
+        self.operations += 1
+        self.load_bytes += sum(tensor.nbytes for tensor in _tensors(args[1:] if name in OVERWRITES else args))
+        self.store_bytes += sum(tensor.nbytes for tensor in _tensors(result))
+
+
 @contextmanager
-def only_kernels() -> Iterator[None]:
+def only_kernels() -> Iterator[Tally]:
     """Refuse arithmetic of PyTorch's inside the block, with NotTheKernel. What a launch does by itself is left alone."""
-    with _NoArithmetic(), _NoWayAround():
-        yield
+    tally = Tally()
+    with _NoArithmetic(tally), _NoWayAround():
+        yield tally
 
 
 class _NoArithmetic(TorchDispatchMode):
@@ -60,9 +80,15 @@ class _NoArithmetic(TorchDispatchMode):
     def _should_skip_dynamo(cls) -> bool:
         return False  # nothing is compiled by torch here; to skip its compiler costs each worker a second to import it
 
+    def __init__(self, tally: Tally):
+        super().__init__()
+        self.tally = tally
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
+        if not func.is_view and name not in UNTOUCHED:
+            self.tally.count(name, args, result)
         if (
             not func.is_view
             and name not in MOVES
@@ -85,8 +111,10 @@ def _many(result: Any) -> bool:
     return isinstance(result, torch.Tensor) and result.is_floating_point() and result.numel() > 1
 
 
-def refuse_views(value: Any, arguments: dict[str, Any]) -> None:
-    """Raises: NotTheKernel where a returned tensor is not contiguous, or is memory of an input."""
+def refuse_views(value: Any, arguments: dict[str, Any], before: Any = None) -> None:
+    """Raises: NotTheKernel where a returned tensor is not contiguous, or is memory of an input or of `before`, the result of
+    the call before, which still exists."""
+    old = {tensor.untyped_storage().data_ptr() for tensor in _tensors(before)}
     given = {tensor.untyped_storage().data_ptr(): name for name, item in arguments.items() for tensor in _tensors(item)}
     for tensor in _tensors(value):
         if not tensor.is_contiguous():
@@ -95,6 +123,10 @@ def refuse_views(value: Any, arguments: dict[str, Any]) -> None:
             )
         if (name := given.get(tensor.untyped_storage().data_ptr())) is not None:
             raise NotTheKernel(f"a result lies in the memory of the input `{name}`; a kernel has to write it")
+        if tensor.untyped_storage().data_ptr() in old:
+            raise NotTheKernel(
+                "a result lies in the memory of the result before it; each call returns memory of its own"
+            )
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:

@@ -5,6 +5,7 @@ It reads one frame a request and writes one frame a reply, in order:
   load   the source of the answer, the prelude, the earlier functions it may call -> ready
   call   named inputs -> a value, or how the call failed
   compile  launches of kernels -> registers, shared memory or the compiler's complaint (needs a process that does not interpret)
+  time   named inputs, a device -> a value, and the seconds it took there
 Every reply repeats the request's id and nonce.
 """
 
@@ -31,6 +32,7 @@ ANSWER = "answer.py"  # the file in the worker's folder that holds the prelude a
 ENGINE = ("course", "course.checking", "course.checking.wire", "course.checking.worker")  # there for every answer
 KERNEL_ENGINE = (  # there for one that launches kernels
     "course.checking.only_kernels",
+    "course.checking.timed",
     "course.kernels",
     "course.kernels.checked",
     "course.kernels.compiler",
@@ -60,7 +62,9 @@ def serve(requests: BinaryIO, replies: BinaryIO, folder: Path) -> None:
                 answer = Answer(request, folder)
                 reply = {"status": "ready"}
             elif request["op"] == "compile":
-                reply = answer.compile(request["launches"])
+                reply = answer.compile(request["launches"], request.get("code", False))
+            elif request["op"] == "time":
+                reply = answer.time(request["arguments"], request["device"], request["repeat"])
             else:
                 reply = answer.call(request["arguments"])
         except BaseException as error:
@@ -85,6 +89,10 @@ class Answer:
         import course
 
         self.kernel = request["kernel"]
+        if self.kernel:
+            from course.checking.timed import timed  # with torch's clocks in it, as they are before the answer is run
+
+            self.timed = timed
         self.forbidden = [_resolve(name) for name in request["forbids"]]
         self.path = folder / ANSWER
         before = request["prelude"]
@@ -98,31 +106,38 @@ class Answer:
         self.path.write_text(before + request["source"])
         self.module = _module(self.path, before + request["source"], given)
         self.function = getattr(self.module, request["entry"])
+        self.last: Any = None  # a kernel's result is kept until the next one is there: no two may share memory
 
     def call(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Run the entry function on inputs of its own, and say whether it changed them."""
         before = {name: pack({name: value}) for name, value in arguments.items()}
         with ExitStack() as stack:
-            log = None
+            log = tally = None
             if self.kernel:
                 from course.checking.only_kernels import only_kernels, refuse_views
                 from course.kernels.checked import checked
 
                 log = stack.enter_context(checked())
-                stack.enter_context(only_kernels())
+                tally = stack.enter_context(only_kernels())
             if self.forbidden:
                 stack.enter_context(_Forbid(self.forbidden))
             value = self.function(**arguments)
         if self.kernel:
-            refuse_views(value, arguments)
+            refuse_views(value, arguments, self.last)
+            self.last = value
         changed = [name for name, value in arguments.items() if pack({name: value}) != before[name]]
-        launches = [launch.to_json() for launch in log.launches] if log else []
-        return {"status": "value", "value": value, "changed": changed, "launches": launches}
+        reply = {"status": "value", "value": value, "changed": changed}
+        if self.kernel:
+            reply |= {"launches": [launch.to_json() for launch in log.launches], "beside": vars(tally)}
+        return reply
 
-    def compile(self, launches: list) -> dict[str, Any]:
+    def compile(self, launches: list, code: bool = False) -> dict[str, Any]:
         from course.kernels.machine import compile_here
 
-        return {"status": "value", "value": [compile_here(self.path, launch) for launch in launches]}
+        return {"status": "value", "value": [compile_here(self.path, launch, code=code) for launch in launches]}
+
+    def time(self, arguments: dict[str, Any], device: str, repeat: int) -> dict[str, Any]:
+        return {"status": "value"} | self.timed(self.function, arguments, device, repeat)
 
 
 class _Forbid(TorchFunctionMode):
@@ -202,7 +217,7 @@ def _read(requests: BinaryIO) -> dict[str, Any] | None:
 
 
 def limit(
-    memory: int = MEMORY,
+    memory: int | None = MEMORY,
     file: int = FILES,
     processes: int | None = None,
     descriptors: int | None = None,
@@ -210,15 +225,15 @@ def limit(
 ) -> None:
     """Bound what the process may take; called in the worker before any answer is loaded.
 
-    processes: how many processes and threads may come to those that /proc shows now: for a worker in a process
-    namespace of its own. seconds: of CPU time.
+    memory: None leaves it open, for a GPU's driver takes address space without measure. processes: how many processes and
+    threads may come to those that /proc shows now: for a worker in a process namespace of its own. seconds: of CPU time.
     """
     _bound(resource.RLIMIT_CORE, 0)
     _bound(resource.RLIMIT_FSIZE, file)
     _bound(resource.RLIMIT_NOFILE, descriptors)
     _bound(resource.RLIMIT_CPU, seconds)
     pages = Path("/proc/self/statm")
-    if pages.exists():
+    if memory is not None and pages.exists():
         _bound(resource.RLIMIT_AS, int(pages.read_text().split()[0]) * resource.getpagesize() + memory)
     if processes is not None:
         _bound(resource.RLIMIT_NPROC, len([*Path("/proc").glob("[0-9]*/task/*")]) + processes)

@@ -90,7 +90,8 @@ def _run(builder: Builder, function: InterpretedFunction, args: tuple, *, grid, 
     options = {key: kwargs.pop(key) for key in list(kwargs) if key not in function.arg_names}
     if unknown := [key for key in options if key not in CUDAOptions.__dataclass_fields__]:
         raise KernelFault(f"{name}: it has no parameter {unknown[0]}")
-    host_args, host_kwargs = (args, kwargs) if builder.dry else executor._init_args_hst(args, kwargs)
+    with _disable_current_modes():  # what a launch copies by itself is nobody's
+        host_args, host_kwargs = (args, kwargs) if builder.dry else executor._init_args_hst(args, kwargs)
     for hook in () if builder.dry else function.pre_run_hooks:
         hook(*host_args, **host_kwargs)
     try:
@@ -107,7 +108,8 @@ def _run(builder: Builder, function: InterpretedFunction, args: tuple, *, grid, 
     memory = Memory(launch)
     given = {key: v if key in executor.constexprs else _convert(key, v, memory) for key, v in values.items()}
     _execute(builder, kernel, memory, sizes, given)
-    executor._restore_args_dev(args, host_args, kwargs, host_kwargs)
+    with _disable_current_modes():
+        executor._restore_args_dev(args, host_args, kwargs, host_kwargs)
 
 
 def _execute(

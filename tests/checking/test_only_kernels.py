@@ -70,3 +70,29 @@ def test_views_of_inputs_and_results_with_gaps_are_refused():
     with pytest.raises(NotTheKernel, match=r"strides are \[1, 4\]"):
         refuse_views({"out": torch.zeros(6, 4).T}, {"x_ND": x_ND})
     refuse_views([torch.zeros(4, 6), x_ND[:0], 1.5, None], {"x_ND": x_ND})
+
+
+def test_a_result_in_the_memory_of_the_one_before_is_refused():
+    before = torch.zeros(4)
+    with pytest.raises(NotTheKernel, match="memory of the result before it"):
+        refuse_views([torch.zeros(2), before[1:]], {}, (before, None))
+    refuse_views(torch.zeros(4), {}, before)
+
+
+def test_what_pytorch_moves_beside_the_kernels_is_counted():
+    x_ND = torch.randn(4, 6)
+    for move, told in (
+        (lambda: torch.empty(50).view(5, 10).t(), (0, 0, 0)),
+        (lambda: torch.zeros(4), (1, 0, 16)),
+        (lambda: x_ND.bfloat16(), (1, 96, 48)),
+        (lambda: x_ND.sum(dim=0), (1, 96, 24)),
+        (lambda: torch.empty(6).copy_(x_ND[0]), (1, 24, 24)),
+        (lambda: x_ND.float().contiguous(), (0, 0, 0)),
+    ):
+        with only_kernels() as tally:
+            move()
+        assert (tally.operations, tally.load_bytes, tally.store_bytes) == told
+    out_N = torch.empty(5)
+    with checked(), only_kernels() as tally:
+        double[(2,)](torch.ones(5), out_N, 5, BLOCK=4)
+    assert (tally.load_bytes, tally.store_bytes) == (0, 20)  # those of torch.ones: a launch counts for itself
