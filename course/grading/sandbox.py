@@ -4,6 +4,9 @@ Level A, isolated: no network, a read-only system without /etc, /home and the co
 process and user namespaces of its own with no further ones, the user nobody, and limits on memory, CPU time, files,
 processes and descriptors. Level C, none: a plain process of the grader's own user, with the same limits but that on
 processes.
+
+An entry of the leaderboard that is measured on a GPU also sees the card's device files and the system's programs (Triton
+calls a C compiler), and its limits are wider. That was not run: there was no GPU where this was written.
 """
 
 import os
@@ -19,6 +22,7 @@ from course.authoring import places
 
 NOBODY = 65534
 SYSTEM = ("/usr/lib", "/usr/lib32", "/usr/lib64", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache")
+GPU_SYSTEM = ("/usr/bin", "/usr/include", "/usr/libexec", "/bin", "/sys")
 STAGE = "/stage"  # where the few modules an answer may import lie
 WORK = "/tmp"  # where the answer lies and runs
 
@@ -35,6 +39,7 @@ class Limits:
     seconds: int = 120  # of CPU time
 
 
+ON_GPU = {"memory": None, "processes": 64, "descriptors": 1024, "file": 256 << 20}  # where one has to be driven
 TEMPORARY, SHARED = 64 << 20, 16 << 20  # bytes of /tmp and of /dev/shm
 MEND = (
     "It takes bubblewrap 0.8 or newer and user namespaces: sysctl kernel.unprivileged_userns_clone=1 (Debian), "
@@ -94,8 +99,8 @@ def environment(stage: str, home: str, interpret: bool) -> dict[str, str]:
     }
 
 
-def isolated(command: list[str], stage: Path) -> list[str]:
-    """The command, inside bubblewrap. `stage` is a folder that others may read."""
+def isolated(command: list[str], stage: Path, gpu: bool = False) -> list[str]:
+    """The command, inside bubblewrap. `stage` is a folder that others may read. gpu: with the cards of this machine."""
     prefix = Path(os.path.realpath(sys.base_prefix))
     ours = [path for path in (interpreter(), prefix / "lib", prefix / "lib64", *libraries()) if path.exists()]
     places_of = {str(path): str(path) for path in ours} | {STAGE: str(stage)}  # inside -> outside
@@ -105,8 +110,10 @@ def isolated(command: list[str], stage: Path) -> list[str]:
     inner = ["bwrap", "--die-with-parent", "--unshare-all", "--unshare-user", "--disable-userns"]
     inner += ["--uid", str(NOBODY), "--gid", str(NOBODY), "--hostname", "sandbox", "--cap-drop", "ALL"]
     inner += ["--size", str(TEMPORARY), "--tmpfs", WORK, "--proc", "/proc"]
-    inner += ["--dev", "/dev", "--size", str(SHARED), "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]
-    for path in SYSTEM:
+    cards = [str(path) for path in sorted(Path("/dev").glob("nvidia*"))] if gpu else []
+    inner += ["--dev", "/dev", *(part for path in cards for part in ("--dev-bind", path, path))]
+    inner += ["--size", str(SHARED), "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]
+    for path in (*SYSTEM, *(GPU_SYSTEM if gpu else ())):
         inner += ["--symlink", os.readlink(path), path] if os.path.islink(path) else ["--ro-bind-try", path, path]
     if any(places.root().is_relative_to(path) for path in SYSTEM):
         inner += _emptied(places.root())

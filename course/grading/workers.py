@@ -15,12 +15,12 @@ from course.checking.exercise import Exercise
 from course.checking.launch import Worker, WorkerEnded, fresh
 from course.checking.worker import ENGINE, KERNEL_ENGINE
 from course.grading import GradingError
-from course.grading.sandbox import STAGE, WORK, Limits, environment, interpreter, isolated
+from course.grading.sandbox import ON_GPU, STAGE, WORK, Limits, environment, interpreter, isolated
 
 STARTING = 60.0  # seconds until a worker has imported torch
 COMPILING = 60.0  # seconds for the kernels of one answer
 
-Kind = tuple[tuple[str, ...], bool, bool]  # modules given, kernel, interprets
+Kind = tuple[tuple[str, ...], bool, bool, bool]  # modules given, kernel, interprets, has a GPU
 
 
 class Workers:
@@ -32,9 +32,9 @@ class Workers:
         self.folder = tempfile.TemporaryDirectory(prefix="grading-")
         self.waiting: dict[Kind, deque[Worker]] = {}
 
-    def start(self, exercise: Exercise, interpret: bool = True) -> Worker:
+    def start(self, exercise: Exercise, interpret: bool = True, gpu: bool = False) -> Worker:
         """A worker that is ready for one answer. Raises: GradingError when it does not come up."""
-        kind = exercise.gives, exercise.kernel, interpret
+        kind = exercise.gives, exercise.kernel, interpret, gpu
         waiting = self.waiting.setdefault(kind, deque())
         while len(waiting) <= (self.ahead if interpret else 0):
             waiting.append(self._fresh(kind))
@@ -47,8 +47,11 @@ class Workers:
             raise GradingError(f"No worker could be started: {' '.join([str(error), *said])}") from None
         return worker
 
-    def compile(self, exercise: Exercise) -> Callable[[str, list], list[dict[str, Any]]]:
-        """What compiles the launches of an answer for sm_90, in a worker of its own that does not interpret."""
+    def compile(self, exercise: Exercise, code: bool = False) -> Callable[[str, list], list[dict[str, Any]]]:
+        """What compiles the launches of an answer for sm_90, in a worker of its own that does not interpret.
+
+        code: the text of every stage as well.
+        """
 
         def compiled(text: str, launches: list) -> list[dict[str, Any]]:
             load = {"op": "load", "source": text, "prelude": "", "entry": exercise.entry, "earlier": {}}
@@ -56,7 +59,7 @@ class Workers:
             with self.start(exercise, interpret=False) as worker:
                 try:
                     worker.request(load, COMPILING)
-                    reply = worker.request({"op": "compile", "launches": launches}, COMPILING)
+                    reply = worker.request({"op": "compile", "launches": launches, "code": code}, COMPILING)
                 except WorkerEnded as error:
                     return [{"error": str(error)}]
             found = reply["value"] if reply["status"] == "value" else None
@@ -67,12 +70,12 @@ class Workers:
         return compiled
 
     def _fresh(self, kind: Kind) -> Worker:
-        gives, kernel, interpret = kind
+        gives, kernel, interpret, gpu = kind
         stage = self._stage(gives, kernel)
-        limits = asdict(self.limits)
+        limits = asdict(self.limits) | (ON_GPU if gpu else {})
         limits.pop("case")
         if self.isolation:
-            return fresh(isolated(_python(WORK, limits), stage), environment(STAGE, WORK, interpret))
+            return fresh(isolated(_python(WORK, limits), stage, gpu), environment(STAGE, WORK, interpret))
         limits.pop("processes")
         work = tempfile.TemporaryDirectory(prefix="answer-")
         return fresh(_python(work.name, limits), environment(str(stage), work.name, interpret), work)
@@ -100,7 +103,7 @@ class Workers:
         self.close()
 
 
-def _python(folder: str, limits: dict[str, int]) -> list[str]:
+def _python(folder: str, limits: dict[str, int | None]) -> list[str]:
     return [str(interpreter()), "-s", "-S", "-m", "course.checking.worker", folder, json.dumps(limits)]
 
 

@@ -105,7 +105,7 @@ def test_what_every_exercise_gives_can_be_imported_in_the_sandbox(workers):
 
 
 def test_a_worker_that_does_not_come_up_is_the_graders_fault_and_not_the_students(pilots, monkeypatch):
-    monkeypatch.setattr("course.grading.workers.isolated", lambda command, stage: ["false"])
+    monkeypatch.setattr("course.grading.workers.isolated", lambda command, stage, gpu: ["false"])
     with Workers(ahead=0) as workers, pytest.raises(GradingError, match="No worker could be started"):
         workers.start(pilots["05.9"])
 
