@@ -134,7 +134,10 @@ class Answer:
     def compile(self, launches: list, code: bool = False) -> dict[str, Any]:
         from course.kernels.machine import compile_here
 
-        return {"status": "value", "value": [compile_here(self.path, launch, code=code) for launch in launches]}
+        found = [compile_here(self.path, launch, code=code) for launch in launches]
+        for each in found:
+            each["code"] = {"sass": (each["code"] or {}).get("sass", "")} if code else None
+        return {"status": "value", "value": found}
 
     def time(self, arguments: dict[str, Any], device: str, repeat: int) -> dict[str, Any]:
         return {"status": "value"} | self.timed(self.function, arguments, device, repeat)

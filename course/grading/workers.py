@@ -50,7 +50,7 @@ class Workers:
     def compile(self, exercise: Exercise, code: bool = False) -> Callable[[str, list], list[dict[str, Any]]]:
         """What compiles the launches of an answer for sm_90, in a worker of its own that does not interpret.
 
-        code: the text of every stage as well.
+        code: the machine code as well.
         """
 
         def compiled(text: str, launches: list) -> list[dict[str, Any]]:
