@@ -214,6 +214,38 @@ def grade(
     return grade_command(lab, out, files, not no_isolation)
 
 
+@app.command("bench-kernel")
+def bench_kernel(
+    exercise: Annotated[str, typer.Argument(metavar="EXERCISE", help="A kernel exercise, such as 10.3.")],
+    submit: Annotated[
+        list[Path],
+        typer.Option(
+            metavar="FILE", help="A lab, a Python file with the answer, or a folder of them. May be repeated."
+        ),
+    ],
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Gets this run's entries.")] = None,
+    board: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keeps every student's best entry from run to run.")
+    ] = None,
+    gpu: Annotated[
+        str, typer.Option(help="Whose bandwidth gives a time to the bytes: h800, h100, h200, a100, b200.")
+    ] = ("h800"),
+    computed: Annotated[bool, typer.Option("--computed", help="Measure nothing, even where there is a GPU.")] = False,
+    no_isolation: Annotated[
+        bool, typer.Option("--no-isolation", help="Run entries with your own rights, where there is no sandbox.")
+    ] = False,
+):
+    """Rank a class's kernels, each in a sandbox.
+
+    The rule: right on secret inputs first; then, on a GPU, the shortest median time; then the fewest bytes moved at the
+    standard size (over the least, to two digits), the fewest launches, the fewest spilled bytes, the higher occupancy, the
+    fewest registers. Equal in all, equal in rank.
+    """
+    from course.grading.bench_command import bench_command
+
+    return bench_command(exercise, submit, json_file, board, gpu, not no_isolation, not computed)
+
+
 @app.command()
 def build(
     unit: AnyUnit = None,

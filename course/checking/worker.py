@@ -62,7 +62,7 @@ def serve(requests: BinaryIO, replies: BinaryIO, folder: Path) -> None:
                 answer = Answer(request, folder)
                 reply = {"status": "ready"}
             elif request["op"] == "compile":
-                reply = answer.compile(request["launches"], request.get("code", False))
+                reply = answer.compile(request["launches"], request.get("code", 0))
             elif request["op"] == "time":
                 reply = answer.time(request["arguments"], request["device"], request["repeat"])
             else:
@@ -131,12 +131,13 @@ class Answer:
             reply |= {"launches": [launch.to_json() for launch in log.launches], "beside": vars(tally)}
         return reply
 
-    def compile(self, launches: list, code: bool = False) -> dict[str, Any]:
+    def compile(self, launches: list, code: int = 0) -> dict[str, Any]:
+        """Compile launches; the first `code` of them are told with their machine code."""
         from course.kernels.machine import compile_here
 
-        found = [compile_here(self.path, launch, code=code) for launch in launches]
+        found = [compile_here(self.path, launch, code=number < code) for number, launch in enumerate(launches)]
         for each in found:
-            each["code"] = {"sass": (each["code"] or {}).get("sass", "")} if code else None
+            each["code"] = {"sass": each["code"]["sass"]} if each["code"] else None
         return {"status": "value", "value": found}
 
     def time(self, arguments: dict[str, Any], device: str, repeat: int) -> dict[str, Any]:

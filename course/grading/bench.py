@@ -167,7 +167,7 @@ def _figures(
     different = list({repr([launch[part] for part in parts]): launch for launch in launches}.values())
     if len(different) > KERNELS:
         raise Refused(f"One call launches {len(different)} different kernels, and {KERNELS} may be.")
-    found = workers.compile(exercise, code=True)(prelude(exercise) + source, [*different, *judged])
+    found = workers.compile(exercise, code=len(different))(prelude(exercise) + source, [*different, *judged])
     if error := next((str(each["error"])[:300] for each in found if each.get("error")), None):
         raise Refused(f"It runs in the interpreter, and not on an H100: {error}")
     figures: dict[str, Any] = {"spills": 0, "registers": 0, "shared_bytes": 0, "occupancy": 1.0, "tensor_core": {}}

@@ -8,6 +8,7 @@ torch, triton and math the names below. There is no module-level state, no class
 import ast
 import builtins
 import math
+from types import ModuleType
 
 from course.checking.answer import AnswerError, look_at
 from course.checking.exercise import Exercise
@@ -24,8 +25,8 @@ TORCH = _words(
     "float8_e4m3fn float8_e5m2 full full_like half inf int int16 int32 int64 int8 long nan ones ones_like sort stack "
     "sum Tensor tensor uint8 zeros zeros_like"
 )
-TRITON = _words("jit heuristics cdiv next_power_of_2 language")
-LANGUAGE_NOT = _words("core extra standard semantic device_print static_print inline_asm_elementwise")
+TRITON = _words("jit cdiv next_power_of_2 language")
+LANGUAGE_NOT = _words("device_print static_print inline_asm_elementwise")
 ATTRIBUTES = _words(
     "T abs append argmax argmin argsort atomic_add atomic_max atomic_min atomic_cas bfloat16 bincount bool broadcast_to "
     "cast chunk clone contiguous copy_ cos cumsum device dim div dtype element_size element_ty exp exp2 expand "
@@ -112,8 +113,10 @@ class Reading:
         if not all(_fixed(default, self._is_constexpr) for default in defaults):
             raise _refused(node, "has a default value that can change from one call to the next")
         for decorator in node.decorator_list:
-            named = decorator.func if isinstance(decorator, ast.Call) else decorator
-            if not (isinstance(named, ast.Attribute) and self._stands_for(named.value) == "triton"):
+            called = isinstance(decorator, ast.Call) and not decorator.args
+            named = decorator.func if called else decorator
+            fixed = not called or all(_fixed(each.value, self._is_constexpr) for each in decorator.keywords)
+            if not (fixed and isinstance(named, ast.Attribute) and self._stands_for(named.value) == "triton"):
                 raise _refused(decorator, "has a decorator other than triton.jit")
 
     def _attribute(self, node: ast.Attribute) -> None:
@@ -178,7 +181,8 @@ def _fixed(value: ast.AST | None, is_constexpr) -> bool:
 def _language() -> frozenset[str]:
     import triton.language as tl
 
-    return frozenset(tl.__all__) - LANGUAGE_NOT
+    modules = {name for name in tl.__all__ if isinstance(getattr(tl, name, None), ModuleType)}
+    return (frozenset(tl.__all__) - modules - LANGUAGE_NOT) | {"math"}
 
 
 def _refused(node: ast.AST, why: str) -> AnswerError:

@@ -47,10 +47,10 @@ class Workers:
             raise GradingError(f"No worker could be started: {' '.join([str(error), *said])}") from None
         return worker
 
-    def compile(self, exercise: Exercise, code: bool = False) -> Callable[[str, list], list[dict[str, Any]]]:
+    def compile(self, exercise: Exercise, code: int = 0) -> Callable[[str, list], list[dict[str, Any]]]:
         """What compiles the launches of an answer for sm_90, in a worker of its own that does not interpret.
 
-        code: the machine code as well.
+        code: of so many launches, from the first, the machine code as well.
         """
 
         def compiled(text: str, launches: list) -> list[dict[str, Any]]:
