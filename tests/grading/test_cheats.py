@@ -4,13 +4,28 @@ import re
 
 import pytest
 from cheats import CHEATS, HONEST, LOW, TWICE
+from conftest import SMALL
 
 from course.checking import judge
 from course.checking.answer import AnswerError, source_of
+from course.checking.launch import start
 from course.exercises import every
 from course.grading import bench as step
 from course.grading.bench import bench
 from course.grading.entry_rules import read_entry
+
+LOOK_AROUND = [
+    name for name in CHEATS if "a look at" in name or "thread" in name
+]  # what these find is the sandbox's affair
+
+
+class Forked:
+    """Workers without a sandbox, which start at once."""
+
+    limits = SMALL
+
+    def start(self, exercise):
+        return start()
 
 
 @pytest.fixture
@@ -19,7 +34,9 @@ def unread(monkeypatch, workers):
     monkeypatch.setattr(step, "read_entry", lambda exercise, source: None)
     monkeypatch.setattr(step, "_figures", lambda *_: {})
     monkeypatch.setattr(judge, "MORE", 1)  # as many secret cases as public ones are enough here
-    return lambda source: bench("eve", every()["10.3"], source, workers).refused
+    return lambda name: (
+        bench("eve", every()["10.3"], CHEATS[name][0], workers if name in LOOK_AROUND else Forked()).refused
+    )
 
 
 @pytest.mark.parametrize("tried", [name for name, (_, read, _) in CHEATS.items() if read])
@@ -32,10 +49,9 @@ def test_reading_refuses(tried):
 
 @pytest.mark.parametrize("tried", [name for name, (_, _, ran) in CHEATS.items() if ran])
 def test_running_refuses(unread, tried):
-    source, _, says = CHEATS[tried]
-    refused = unread(source)
+    refused = unread(tried)
     assert refused, "it was not refused"
-    assert re.search(says, refused), refused
+    assert re.search(CHEATS[tried][2], refused), refused
 
 
 def test_an_honest_entry_reads_well():

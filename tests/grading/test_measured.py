@@ -4,7 +4,7 @@ import pytest
 import torch
 from cheats import CHEATS, HONEST
 
-from course.checking.judge import Case, Try
+from course.checking.judge import Case, Try, loading
 from course.exercises import every
 from course.grading import measured, sandbox
 from course.grading.bench import Refused
@@ -80,3 +80,10 @@ def test_a_sandbox_with_a_gpu_holds_its_devices_and_one_without_does_not(tmp_pat
     )
     assert "/dev/nvidia0" in isolated(["python"], tmp_path, gpu=True)
     assert "/dev/nvidia0" not in isolated(["python"], tmp_path)
+
+
+def test_a_worker_with_the_wider_sandbox_comes_up(workers):
+    with workers.start(EXERCISE, gpu=True) as worker:
+        source = "import os\nprint(os.path.exists('/usr/bin/env'), os.path.exists('/etc/passwd'), os.getuid())\n"
+        worker.request(loading(EXERCISE, source + HONEST, every()), 20)
+    assert worker.printed().split() == ["True", "False", "65534"]
