@@ -7,7 +7,7 @@ import torch
 from cheats import HONEST
 
 from course.checking.answer import source_of
-from course.checking.judge import describe, run
+from course.checking.judge import run
 from course.checking.launch import start
 from course.exercises import every
 from course.grading import GradingError
@@ -17,11 +17,17 @@ from course.grading.standard import drawn, least_stored, standard
 KERNELS = [each for each in every().values() if each.kernel]
 
 
+def shapes(inputs):
+    """What may not differ between two draws: a tensor's shape and dtype, and every number that is no tensor's."""
+    tensors = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
+    return inputs | {name: (value.shape, value.dtype) for name, value in tensors.items()}
+
+
 @pytest.mark.parametrize("exercise", KERNELS, ids=lambda each: each.id)
 def test_every_draw_has_the_same_shapes_and_other_numbers(exercise):
     its = standard(exercise)
     one, other = drawn(its, 1), drawn(its, 2)
-    assert describe(one) == describe(other)
+    assert shapes(one) == shapes(other)
     assert any(not torch.equal(value, other[name]) for name, value in one.items() if isinstance(value, torch.Tensor))
     assert its.loads(one) == its.loads(other)
     assert its.loads(one) <= sum(value.nbytes for value in one.values() if isinstance(value, torch.Tensor))
