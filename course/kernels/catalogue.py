@@ -14,7 +14,10 @@ from typing import Any
 
 from course.kernels.launch import Launch
 
-COUNTED = {"fp8_gemm": "fp8"}  # number format whose peak a kernel's FLOPs are held against, where it is its own
+COUNTED = {
+    "fp8_gemm": "fp8",
+    "fp8_weight_gradient": "fp8",
+}  # number format whose peak a kernel's FLOPs are held against, where it is its own
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
@@ -163,6 +166,16 @@ def _fp8_gemm(empty: Callable, s: Sizes) -> tuple[tuple, float, str]:
     return (x, w, x_scales, w_scales, empty(0).dtype), 2 * M * N * K, size
 
 
+def _fp8_weight_gradient(empty: Callable, s: Sizes) -> tuple[tuple, float, str]:
+    import torch
+
+    N, K, T, spans = 2 * s.hidden, s.width, s.tokens, -(-s.tokens // 128)
+    dy, x = (empty(rows, T, of=torch.float8_e4m3fn) for rows in (N, K))
+    dy_scales, x_scales = (empty(rows, spans, of=torch.float32) for rows in (N, K))
+    size = f"[{N:,}, {T:,}] times [{T:,}, {K:,}]"
+    return (dy, x, dy_scales, x_scales), 2 * N * K * T, size
+
+
 def _flash_attention(empty: Callable, s: Sizes) -> tuple[tuple, float, str]:
     S, C, V = s.tokens // 2, 128 + s.turned, 128  # V3 was trained on sequences of 4,096
     q, k, v = (empty(1, s.heads, S, width) for width in (C, C, V))
@@ -238,6 +251,7 @@ INPUTS = {
     "expert_offsets": _expert_offsets,
     "fp8_quantize": _fp8_quantize,
     "fp8_gemm": _fp8_gemm,
+    "fp8_weight_gradient": _fp8_weight_gradient,
     "flash_attention": _flash_attention,
     "mla_decode": _mla_decode,
     "indexer": _indexer,

@@ -3,7 +3,8 @@
   1 x 128     activations: a scale for 128 neighbours along a row
   128 x 128   weights
   128 x 1     activations once more, for the weight gradient, which sums over tokens: a scale for 128 neighbours down a column.
-              The transposes of codes and scales are the transposed matrix in blocks of 1 x 128.
+              The transposes of codes and scales are the transposed matrix in blocks of 1 x 128. That is how the product
+              wants them (`fp8_weight_gradient`), and `transposed` writes them so, in the same pass.
 
 A block's scale is its largest magnitude over 448, the largest E4M3 number, in float32, so that nothing overflows; where the
 report asks for whole powers of two, the next of them, which costs up to one bit of range and makes scaling exact. A block
@@ -53,6 +54,7 @@ def fp8_quantize_torch(
 def fp8_quantize_kernel(
     x, codes, scales, stride, N, K,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, TALL: tl.constexpr, WIDE: tl.constexpr, POWER_OF_TWO: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
 ):  # fmt: skip
     across = tl.cdiv(K, COLUMNS)
     down, right = (tl.program_id(0) // across).to(tl.int64), tl.program_id(0) % across
@@ -75,19 +77,25 @@ def fp8_quantize_kernel(
         rounded = ((scale.to(tl.int32, bitcast=True) + 0x7FFFFF) & 0x7F800000).to(tl.float32, bitcast=True)
         scale = tl.where(scale < float("inf"), rounded, scale)
     scaled = values * tl.div_rn(tl.full(scale.shape, 1.0, tl.float32), scale)
-    tl.store(codes + row * K + k, scaled.to(codes.dtype.element_ty), mask=inside)
+    codes_at = codes + k.to(tl.int64) * N + row if TRANSPOSED else codes + row * K + k
+    tl.store(codes_at, scaled.to(codes.dtype.element_ty), mask=inside)
     held = (scale_row < (down + 1 if TALL else N)) & (scale_column < (across if WIDE else K))
-    tl.store(scales + scale_row * scale_columns + scale_column, scale, mask=held)
+    scales_at = scales + scale_row * scale_columns + scale_column
+    if TRANSPOSED:
+        scales_at = scales + scale_column.to(tl.int64) * (tl.cdiv(N, ROWS) if TALL else N) + scale_row
+    tl.store(scales_at, scale, mask=held)
 
 
-def fp8_quantize(x_NK: Tensor, block: tuple[int, int] = (1, 128), power_of_two: bool = False) -> tuple[Tensor, Tensor]:
+def fp8_quantize(
+    x_NK: Tensor, block: tuple[int, int] = (1, 128), power_of_two: bool = False, transposed: bool = False
+) -> tuple[Tensor, Tensor]:
     """Codes and scales such that codes.float() times the scale of their block is nearly x.
 
     Each element is multiplied by 1 / scale in float32 and rounded to E4M3, ties to even. Where sizes are no multiples of 128
     the last blocks are cut short.
 
     x_NK: float32, bfloat16 or float16, of any strides. block: (1, 128), (128, 128) or (128, 1). power_of_two: round scales
-    up to powers of two.
+    up to powers of two. transposed: write the transposes of codes and scales.
     Returns: codes_NK (float8_e4m3fn) and scales (float32), contiguous. Where x is infinite or NaN the code is NaN, and the
     others of its block mean nothing.
     Raises: ValueError for another dtype or block, or when x is not a matrix.
@@ -98,15 +106,16 @@ def fp8_quantize(x_NK: Tensor, block: tuple[int, int] = (1, 128), power_of_two: 
     if tuple(block) not in TILES:
         raise ValueError(f"blocks are {', '.join(map(str, TILES))}, and not {block}")
     (N, K), (rows, columns) = x_NK.shape, TILES[tuple(block)]
-    codes_NK = x_NK.new_empty(N, K, dtype=torch.float8_e4m3fn)
-    scales = x_NK.new_empty(triton.cdiv(N, block[0]), triton.cdiv(K, block[1]), dtype=torch.float32)
-    if codes_NK.numel() == 0:
-        return codes_NK, scales
+    of_codes, of_scales = (N, K), (triton.cdiv(N, block[0]), triton.cdiv(K, block[1]))
+    codes = x_NK.new_empty(of_codes[::-1] if transposed else of_codes, dtype=torch.float8_e4m3fn)
+    scales = x_NK.new_empty(of_scales[::-1] if transposed else of_scales, dtype=torch.float32)
+    if codes.numel() == 0:
+        return codes, scales
     if x_NK.stride(1) != 1:
         x_NK = x_NK.contiguous()
     fp8_quantize_kernel[(triton.cdiv(N, rows) * triton.cdiv(K, columns),)](
         x_NK,
-        codes_NK,
+        codes,
         scales,
         x_NK.stride(0),
         N,
@@ -116,6 +125,7 @@ def fp8_quantize(x_NK: Tensor, block: tuple[int, int] = (1, 128), power_of_two: 
         TALL=block[0] > 1,
         WIDE=block[1] > 1,
         POWER_OF_TWO=power_of_two,
+        TRANSPOSED=transposed,
         num_warps=8 if rows * columns > 4096 else 4,
     )
-    return codes_NK, scales
+    return codes, scales

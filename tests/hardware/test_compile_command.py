@@ -54,7 +54,7 @@ def test_float32_is_multiplied_without_tensor_cores(capsys):
 
 
 PRODUCTS = ("matmul", "grouped_gemm", "grouped_gate_up")
-ON_TENSOR_CORES = (*PRODUCTS, "fp8_gemm", "flash_attention", "mla_decode", "indexer")
+ON_TENSOR_CORES = (*PRODUCTS, "fp8_gemm", "fp8_weight_gradient", "flash_attention", "mla_decode", "indexer")
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
@@ -75,6 +75,13 @@ def test_every_other_kernel_is_bound_by_memory_and_spills_nothing(capsys, name):
 
 def test_an_fp8_product_counts_against_the_peak_of_fp8_and_is_promoted(capsys):
     found = told(capsys, "fp8_gemm")
+    assert found["tensor_core_shapes"] == {"QGMMA.64x128x32.F32.E4M3.E4M3": 4}
+    assert found["spill_bytes"] == 0
+    assert found["bound_seconds"] == pytest.approx(2 * 8192 * 4096 * 7168 / 1978.9e12, rel=0.01)
+
+
+def test_the_gradient_of_a_weight_counts_against_the_peak_of_fp8_and_is_promoted(capsys):
+    found = told(capsys, "fp8_weight_gradient")
     assert found["tensor_core_shapes"] == {"QGMMA.64x128x32.F32.E4M3.E4M3": 4}
     assert found["spill_bytes"] == 0
     assert found["bound_seconds"] == pytest.approx(2 * 8192 * 4096 * 7168 / 1978.9e12, rel=0.01)

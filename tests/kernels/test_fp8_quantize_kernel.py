@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import Tensor
 
 from course.kernels import fp8_quantize as file
 from course.kernels.checked import checked
@@ -140,6 +141,24 @@ def test_blocks_down_a_column_are_blocks_along_a_row_of_the_transpose():
 
 
 @each_block
+def test_the_transposed_copy_is_written_in_the_same_pass(block):
+    for shape in SHAPES:
+        x = drawn(shape, torch.bfloat16, seed=3)
+        with checked() as log:
+            turned = fp8_quantize(x, block, transposed=True)
+        (launch,) = log.launches
+        assert all(part.is_contiguous() for part in turned)
+        assert (launch.load_bytes, launch.store_bytes) == (x.nbytes, turned[0].nbytes + turned[1].nbytes)
+        wanted = [part.T.contiguous() for part in fp8_quantize_torch(x, block)]
+        assert [part.shape for part in turned] == [part.shape for part in wanted]
+        assert same_bits(map(Tensor.flatten, turned), map(Tensor.flatten, wanted)), shape
+    assert [part.shape for part in fp8_quantize(torch.zeros(0, 256), block, transposed=True)] == [
+        (256, 0),
+        scales_shape((0, 256), block)[::-1],
+    ]
+
+
+@each_block
 def test_it_is_read_where_it_lies(block):
     base = drawn((150, 300))
     for x in (base[:, :129], base[::2, 1:200], base[:1, :140].expand(5, 140), base[:, ::2]):
@@ -188,7 +207,11 @@ def test_it_compiles_for_sm_90_without_spills_and_rounds_as_the_chip_does(tmp_pa
     monkeypatch.setenv("COURSE_CACHE", str(tmp_path))
     large, one = torch.empty(8192, 7168, dtype=torch.bfloat16, device="meta"), torch.empty(1, 1, device="meta")
     cases = [(large, block, False) for block in BLOCKS]
-    cases += [(large, (128, 1), True), (one, (1, 128), False)]  # ones are constants to the compiler
+    cases += [
+        (large, (128, 1), True),
+        (large, (128, 1), True, True),
+        (one, (1, 128), False),
+    ]  # ones are constants to the compiler
     launches = [launches_of(lambda case=case: fp8_quantize(*case))[0] for case in cases]
     for compiled in compile_all(file.__file__, launches, code=True):
         assert (compiled.error, compiled.spills) == (None, 0)
