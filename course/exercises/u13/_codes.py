@@ -21,11 +21,11 @@ def spread(scales: Tensor, rows: int, columns: int, shape: tuple[int, int]) -> T
     return wide.repeat_interleave(columns, 1)[:, : shape[1]]
 
 
-def compare_scales(name: str, wanted: Tensor, got: Tree) -> str | None:
-    """Each within SCALES of what is wanted."""
+def compare_scales(name: str, wanted: Tensor, got: Tree, exact: bool) -> str | None:
+    """Each within SCALES of what is wanted, or exactly that."""
     if (what := _form(name, wanted, got)) is not None:
         return what
-    off = ~((got.double() - wanted.double()).abs() <= SCALES * wanted.double())
+    off = ~((got.double() - wanted.double()).abs() <= (0.0 if exact else SCALES) * wanted.double())
     if not off.any():
         return None
     place = off.nonzero()[0].tolist()

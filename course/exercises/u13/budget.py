@@ -17,6 +17,7 @@ EDGES = [  # M, N, K, span, mean of x, mean of w, what x is like
     (7, 33, 33, 32, 0.0, 0.0, "wide"),  # numbers over many powers of two
     (4, 3, 32, 32, 0.0, 0.0, "edges"),  # numbers on the edges of steps
     (6, 18, 40, 16, 0.0, 0.0, "w wide"),
+    (6, 5, 40, 16, 0.0, 0.0, "small"),  # below 2^-6 of their scales, where steps do not shrink any more
 ]
 
 
@@ -30,7 +31,7 @@ def inputs(rng, number):
         M, N, K = int(rng.integers(2, 20)), int(rng.integers(1, 40)), int(rng.integers(40, 90))
         span = int(rng.choice([16, 20, 32]))
         mean_x, mean_w = float(rng.choice([0.0, 2.0])), float(rng.choice([0.0, 2.0]))
-        kind = str(rng.choice(["plain", "outlier", "wide", "zeros"]))
+        kind = str(rng.choice(["plain", "outlier", "wide", "zeros", "small"]))
     x_MK = torch.tensor(rng.normal(size=(M, K)) + mean_x)
     w_NK = torch.tensor(0.02 * (rng.normal(size=(N, K)) + mean_w))
     if kind == "outlier":
@@ -44,11 +45,15 @@ def inputs(rng, number):
         x_MK *= 2.0 ** torch.tensor(rng.uniform(-18, 0, size=(M, K)))
     if kind == "w wide":
         w_NK *= 2.0 ** torch.tensor(rng.uniform(-18, 0, size=(N, K)))
+    if kind == "small":
+        x_MK = 2.0 ** torch.tensor(rng.uniform(-9, -4.5, size=(M, K))) * torch.tensor(rng.choice([-1, 1], size=(M, K)))
+        x_MK[:, ::span], w_NK[:, ::span] = 448.0, 0.0
     if kind == "edges":
         x_MK[:] = 1.0
         x_MK[:, 0] = 448.0
         x_MK[:, 1:9] = 2.0 ** torch.tensor([-10, -9, -7, -6, -5, 0, 1, 8])
         x_MK[:, 9:12] = -(2.0 ** torch.tensor([-10.0, -6.0, -11.0]))
+        x_MK[:, 12:17] = 0.0
     return {"x_MK": x_MK.float(), "w_NK": w_NK.float(), "span": span}
 
 
@@ -324,7 +329,7 @@ EXERCISE = Exercise(
     difficulty=3,
     spine=False,
     inputs=inputs,
-    cases=14,
+    cases=15,
     reference=reference,
     compare=same("the budget", rtol=1e-4),
     misconceptions=(

@@ -64,7 +64,7 @@ def compare(inputs, wanted, got):
     if (what := pair(wanted, got, "codes, scales")) is not None:
         return what
     x_NK, span = inputs["x_NK"], inputs["span"]
-    if (what := compare_scales("scales", wanted[1], got[1])) is not None:
+    if (what := compare_scales("scales", wanted[1], got[1], inputs["power_of_two"])) is not None:
         return what
     exact_NK = x_NK.double() / spread(wanted[1], span if inputs["square"] else 1, span, x_NK.shape)
     return compare_codes("codes", wanted[0], got[0], exact_NK)

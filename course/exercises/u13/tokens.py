@@ -53,7 +53,7 @@ def inputs(rng, number):
 def compare(inputs, wanted, got):
     if (what := pair(wanted, got, "codes, scales")) is not None:
         return what
-    if (what := compare_scales("scales", wanted[1], got[1])) is not None:
+    if (what := compare_scales("scales", wanted[1], got[1], exact=True)) is not None:
         return what
     codes_TK, span = inputs["codes_TK"], inputs["span"]
     exact_TK = numbers(codes_TK) * spread(inputs["scales_TB"], 1, span, codes_TK.shape)
