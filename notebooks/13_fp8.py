@@ -13,7 +13,7 @@
 # %% [markdown]
 # # Lesson 13 · Eight bits
 #
-# DeepSeek-V3 was trained with its matrix products in FP8. The format is E4M3: the largest number is 448, the smallest above zero is 0.002, and between a number and its double there are eight steps. Gradients are a millionth. Each rounding is off by up to six percent. A model has sixty layers, one after the other, and trains for fourteen trillion tokens (*quoted*: V3 report, abstract).
+# DeepSeek-V3 was trained with its matrix products in FP8. The format is E4M3: the largest number is 448, the smallest above zero is 0.002, and between a number and its double there are eight steps. Gradients are a millionth. Each rounding is off by up to six percent. A model has sixty-one layers, one after the other, and trains for fourteen trillion tokens (*quoted*: V3 report, abstract).
 # How can that work?
 #
 # In this lesson you look at where the numbers of a training step lie, and put scales under them. You find out which blocks can share one, and why the same activations need two kinds. You watch a tensor core lose one part in fifteen of a sum, see DeepSeek's cure in machine code, and read a recorded training run that answers less than was hoped. At the end stands a budget: which rounding costs what.
@@ -440,7 +440,9 @@ axis.plot(intervals, lost["both signs"], "o-", color=BLUE, label="normal numbers
 axis.plot(
     128, lost["one sign"][2], "o", markersize=15, markerfacecolor="none", markeredgecolor=BLACK, markeredgewidth=1.6
 )
-axis.annotate("DeepSeek-V3: 128", (128, lost["one sign"][2]), (12, -14), textcoords="offset points", fontsize=10)
+axis.annotate(
+    "DeepSeek-V3: 128", (128, lost["one sign"][2]), (-12, 12), textcoords="offset points", fontsize=10, ha="right"
+)
 axis.axhline(2.6, color=GREEN, linestyle="--", linewidth=1)
 axis.annotate("rounding one number to E4M3", (32, 2.6), (0, 4), textcoords="offset points", fontsize=9, color=GREEN)
 axis.set_xscale("log", base=2)
@@ -455,7 +457,7 @@ plt.show()
 #
 # This is the picture to take along. Without promotion the sum is worse than the eight bits that go in. At 128 it does not matter any more, fifty times below them; and the blocks have ended there anyway, so that the scale has to be applied at this very place. One step does both.
 #
-# And look at the blue line. **With both signs the loss hides**: positive and negative sums stay small, and cuts toward zero cancel. A test with normal numbers says 0.1 % and passes. Real sums are neither: activations after a gate, gradients of frequent tokens lean to one side. (DeepSeek quotes "nearly 2 %" as the largest error of random matrices at K = 4,096, V3 report 3.3.2; it does not say how they were drawn.)
+# And look at the blue line. **With both signs the loss hides**: positive and negative sums stay small, and cuts toward zero cancel. A test with normal numbers says 0.1 % and passes. Real sums lean more than such numbers do, as the budget below will show for our own layer. (DeepSeek quotes "nearly 2 %" as the largest error of random matrices at K = 4,096, V3 report 3.3.2; it does not say how they were drawn.)
 #
 # ## In machine code
 #
@@ -537,9 +539,8 @@ tile_flops = 2 * 128 * 128 * 128
 clocks = tile_flops / 8192  # an SM does 8,192 FP8 FLOPs a clock: twice lesson 08's 4,096 in BF16
 slots = 64 * 8 / 4  # FFMA of eight warps over four schedulers
 print(f"the products of one pass keep the tensor cores busy for {clocks:.0f} clocks")
-print(
-    f"promotion takes {slots:.0f} clocks of each scheduler: {slots / clocks:.0%}; all {len(hot)} instructions {len(hot) * 2 / clocks:.0%}"
-)
+print(f"promotion takes {slots:.0f} clocks of each scheduler, {slots / clocks:.0%} of them")
+print(f"all {len(hot)} instructions of the loop take {2 * len(hot) / clocks:.0%}")
 for name in ("fp8_gemm", "fp8_weight_gradient"):
     its = example(name)
     times = [bound(Work(its.flops, its.bytes, kind), h800).time for kind in ("fp8", "bf16")]
@@ -653,7 +654,7 @@ plt.show()
 # %% [markdown]
 # *Figure: relative error of a product against the length of its sums, both logarithmic. With both signs a flat line at 3.7 percent; with one sign it falls, by a factor of four for sixteen times the length. Dots lie on the predicted lines, but for the last of one sign, which is above its own.*
 #
-# There is the answer to the first question. **Roundings do not add up, they cancel.** With random signs the error stays at the root of two times 2.6 %, however long the sum; with one sign it shrinks. (Not for ever: the last dot is held up by a bias of a tenth of a percent. Small numbers are more frequent than large ones, so that more of them lie just below a code than just above it, and rounding to nearest pushes up a little.) And now compare with the accumulator: its cuts all go one way, so *they* grow with K. That is why a loss of a thousandth in the sum deserves four instructions' thought, and 6 % in single numbers do not.
+# There is the answer to the first question. **Roundings do not add up, they cancel.** With random signs the error stays at the root of two times 2.6 %, however long the sum; with one sign it shrinks. (Not for ever: the last dot is held up by a bias of a tenth of a percent. Small numbers are more frequent than large ones, so that between two codes more lie in the lower half, and rounding to nearest takes a little away.) And now compare with the accumulator: its cuts all go one way, so *they* grow with K. That is why a loss of a thousandth in the sum deserves four instructions' thought, and 6 % in single numbers do not.
 #
 # The budget of our own layer, one source at a time:
 
@@ -667,11 +668,11 @@ budget = {
     "x and w to BF16 instead": xs.bfloat16().float() @ ws.bfloat16().float().T,
 }
 for name, got in budget.items():
-    print(f"{name:28s} {far(got, exact):8.3%}")
+    print(f"{name:40s} {far(got, exact):7.3%}")
 some, others = (fp8_quantize_torch(part, (1, 256))[0] for part in (xs[:32], ws[:32]))
 kept = some.double() @ others.double().T
 for name, every in (("promoted every 128", 128), ("K = 256, never promoted", None)):
-    print(f"accumulator, {name:15s} {far(fp8_accumulate(some, others, every).double(), kept):8.3%}")
+    print(f"{'accumulator, ' + name:40s} {far(fp8_accumulate(some, others, every).double(), kept):7.3%}")
 
 # %% [markdown]
 # Rounding x and w is all of it; their squares add up to the third line. It is less than the 3.7 % of random signs, since real sums lean: that is where the good forward product came from. Those of dW, over tokens that agree about the way down, lean more. The rest is small change. In lab 13 you write the prediction for any operands, with zeros and outliers in it.
@@ -756,7 +757,7 @@ controls = interact(
 #
 # - DeepSeek-AI 2024, *DeepSeek-V3 Technical Report*, sections 3.3 and 3.5.2, appendix B.
 # - Micikevicius et al. 2022, *FP8 Formats for Deep Learning* (arXiv 2209.05433), sections 3 and 4.
-# - Rouhani et al. 2023, *Microscaling Data Formats for Deep Learning* (arXiv 2310.10537): blocks of 32, and hardware that applies the scales itself.
+# - Rouhani et al. 2023, *Microscaling Data Formats for Deep Learning* (arXiv 2310.10537): blocks of 32, each with a power of two.
 # - deepseek-ai/DeepGEMM on GitHub: the kernels, promotion included.
 #
 # **Now the lab:** `labs/13_fp8.ipynb`. You write the kernel that quantises, the product of the backward pass, the accumulator, the way from rows to columns, and the budget. Then a layer learns on them.

@@ -524,9 +524,8 @@ axis.set_yscale("log")
 axis.set(xlabel="products until promotion", ylabel="relative error (%)", title="What the accumulator loses")
 axis.legend(fontsize=9, loc="lower right")
 plt.show()
-print(
-    f"13 bits: {100 * off(found[-1].double(), right):.2f} % without promotion, {100 * off(found[2].double(), right):.3f} % at 128"
-)
+never, at_128 = (100 * off(found[n].double(), right) for n in (-1, 2))
+print(f"13 bits: {never:.2f} % without promotion, {at_128:.3f} % at 128")
 
 # %% [markdown]
 # *Figure: relative error of eight sums against the promotion interval, both logarithmic: three rising lines for accumulators of 7, 10 and 13 bits, each ten times and more under the one before; a dashed line of the course's emulator lies on that of 13 bits. A dotted line marks 128, where 13 bits lose a twentieth of a percent.*

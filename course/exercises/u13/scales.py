@@ -279,7 +279,7 @@ EXERCISE = Exercise(
             a_floor_under_the_largest,
             "It looks like a floor of 1e-4 under the largest magnitude. Gradients are smaller than that, and lose their digits; only a "
             "block of zeros needs care, and scales below 2^-126.",
-            seen="deepseek-ai/DeepGEMM, per_token_cast_to_fp8 of its tests: amax clamped to 1e-4",
+            seen="deepseek-ai/DeepGEMM, per_token_cast_to_fp8: the largest magnitude clamped to 1e-4",
         ),
         Misconception(
             "zeros-over-zero",
