@@ -313,7 +313,7 @@ plt.show()
 # Forward, X wants blocks of 1 x 128. For dX the same holds for dY; and W is summed the other way, which a *square* does not mind: its codes serve twice. But dW sums over tokens. There a scale of each token stands inside the sum and cannot come out; X and dY have to be quantised in blocks of **128 x 1** (report, section 3.3.2 and figure 7; 3.3.3 for the kept
 # activations). That is the second quantising, and the reason for powers of two.
 #
-# One more thing happens at this point. Hopper's tensor cores read FP8 only if the summed dimension lies side by side in memory, in both matrices. For dW these are the tokens, so both matrices are wanted transposed. The kernel that quantises writes that copy in the same pass.
+# One more thing happens at this point. Hopper's tensor cores read FP8 only if the summed dimension lies side by side in memory, in both matrices (PTX ISA, `wgmma`: only 16-bit types may lie the other way). For dW these are the tokens, so both matrices are wanted transposed. The kernel that quantises writes that copy in the same pass.
 
 # %%
 with checked() as log:
