@@ -13,10 +13,11 @@ expert a block belongs to. How many blocks that takes only the device knows; the
 Bytes moved a pair, where pairs are many:
   eager   two flags and both (9, 9, 3), keys (17), sort (24 and more: it passes over them several times), search (8),
           row numbers (8), shift looked up and added (16, 24), then for each of two places: the dropped to -1 (9, 17),
-          room (8), put where they belong (32): 250, in more than twenty launches
+          room (8), put where they belong (32), the pairs of the rows (26): 276, in more than twenty launches
   fused   ids for the counts (8), ids and their span's ids for the ranks (16), three numbers looked up (24), two places
-          written (16): 64, and 24 E / SPAN for the table of counts, written, read and written again, in three launches
-At 256 experts that is 76 bytes, so the kernels can gain at most a factor of 3.3 where memory is the bound. For a few
+          written (16), the pairs of the rows, first as nobody's (16): 80, and 24 E / SPAN for the table of counts, written,
+          read and written again, in three launches
+At 256 experts that is 92 bytes, so the kernels can gain at most a factor of 3 where memory is the bound. For a few
 thousand tokens launches are, and there the factor is that of their number. The prefix is one program's work and grows
 with the pairs: 128 rows of counts for 65,536 pairs.
 
@@ -44,6 +45,9 @@ class ExpertOffsets(NamedTuple):
     aligned_E1: Tensor  # as offsets, where every expert begins at a multiple of the block
     aligned_TK: Tensor  # as places, likewise
     experts_B: Tensor  # whose rows a block of aligned ones holds; -1 in blocks past the last
+    pairs_P: (
+        Tensor  # the pair of each row, counted token by token: places the other way round; -1 in rows past the last
+    )
 
 
 def expert_offsets_torch(ids_TK: Tensor, experts: int, block_m: int = 128) -> ExpertOffsets:
@@ -63,7 +67,8 @@ def expert_offsets_torch(ids_TK: Tensor, experts: int, block_m: int = 128) -> Ex
     first_B = torch.arange(most_blocks(len(ids_P), experts, block_m), device=device) * block_m
     experts_B = torch.searchsorted(aligned_E1[1:], first_B, right=True).where(first_B < aligned_E1[-1], -1)
     places_TK, aligned_TK = places_P.view_as(ids_TK), aligned_P.view_as(ids_TK)
-    return ExpertOffsets(counts_E, offsets_E1, places_TK, aligned_E1, aligned_TK, experts_B)
+    pairs_P = order_P.where(keys_P < experts, -1)
+    return ExpertOffsets(counts_E, offsets_E1, places_TK, aligned_E1, aligned_TK, experts_B, pairs_P)
 
 
 def most_blocks(pairs: int, experts: int, block_m: int) -> int:
@@ -72,7 +77,7 @@ def most_blocks(pairs: int, experts: int, block_m: int) -> int:
 
 
 @triton.jit
-def expert_counts_kernel(ids, table, P, E, SPAN: tl.constexpr, STEP: tl.constexpr, COLUMNS: tl.constexpr):
+def expert_counts_kernel(ids, table, pairs, P, E, SPAN: tl.constexpr, STEP: tl.constexpr, COLUMNS: tl.constexpr):
     span = tl.program_id(0).to(tl.int64)
     e = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     counts = tl.zeros((COLUMNS,), tl.int32)
@@ -80,6 +85,7 @@ def expert_counts_kernel(ids, table, P, E, SPAN: tl.constexpr, STEP: tl.constexp
         p = span * SPAN + start + tl.arange(0, STEP)
         own = tl.load(ids + p, mask=p < P, other=-1)
         counts += tl.sum((own[:, None] == e[None, :]).to(tl.int32), axis=0)
+        tl.store(pairs + p, -1, mask=(p < P) & (tl.program_id(1) == 0))  # nobody's, until it is placed
     tl.store(table + span * E + e, counts.to(tl.int64), mask=e < E)
 
 
@@ -115,7 +121,7 @@ def expert_prefix_kernel(
 
 @triton.jit
 def expert_places_kernel(
-    ids, table, offsets, aligned, places, aligned_places, P, E, SPAN: tl.constexpr, STEP: tl.constexpr
+    ids, table, offsets, aligned, places, aligned_places, pairs, P, E, SPAN: tl.constexpr, STEP: tl.constexpr
 ):
     span = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, SPAN)
@@ -135,6 +141,7 @@ def expert_places_kernel(
     aligned_place = tl.load(aligned + own, mask=kept, other=0) + within
     tl.store(places + p, tl.where(kept, place, -1), mask=p < P)
     tl.store(aligned_places + p, tl.where(kept, aligned_place, -1), mask=p < P)
+    tl.store(pairs + place, p, mask=kept)
 
 
 def expert_offsets(ids_TK: Tensor, experts: int, block_m: int = 128) -> ExpertOffsets:
@@ -160,19 +167,19 @@ def expert_offsets(ids_TK: Tensor, experts: int, block_m: int = 128) -> ExpertOf
     table_SE, counts_E = ids_TK.new_empty(spans, experts), ids_TK.new_empty(experts)
     offsets_E1, aligned_E1 = ids_TK.new_empty(experts + 1), ids_TK.new_empty(experts + 1)
     places_TK, aligned_TK = torch.empty_like(ids_TK), torch.empty_like(ids_TK)
-    experts_B = ids_TK.new_empty(blocks)
+    experts_B, pairs_P = ids_TK.new_empty(blocks), ids_TK.new_empty(P)
     columns = triton.next_power_of_2(experts)
     tile = min(columns, 128)
     if P:
         grid = (spans, triton.cdiv(experts, tile))
-        expert_counts_kernel[grid](ids_TK, table_SE, P, experts, SPAN=span, STEP=STEP, COLUMNS=tile)
+        expert_counts_kernel[grid](ids_TK, table_SE, pairs_P, P, experts, SPAN=span, STEP=STEP, COLUMNS=tile)
     expert_prefix_kernel[(1,)](
         table_SE, counts_E, offsets_E1, aligned_E1, experts_B, spans, experts, blocks,
         BLOCK_M=block_m, ROWS=max(4096 // columns, 1), COLUMNS=columns, num_warps=8,
     )  # fmt: skip
     if P:
         expert_places_kernel[(spans,)](
-            ids_TK, table_SE, offsets_E1, aligned_E1, places_TK, aligned_TK, P, experts,
+            ids_TK, table_SE, offsets_E1, aligned_E1, places_TK, aligned_TK, pairs_P, P, experts,
             SPAN=span, STEP=STEP, num_warps=8,
         )  # fmt: skip
-    return ExpertOffsets(counts_E, offsets_E1, places_TK, aligned_E1, aligned_TK, experts_B)
+    return ExpertOffsets(counts_E, offsets_E1, places_TK, aligned_E1, aligned_TK, experts_B, pairs_P)

@@ -1,6 +1,6 @@
 """The routed experts of one layer, forward, on three kernels: gate and up, down, weighted sum (DeepSeek-V3 report, eq. 12).
 
-  order     the pairs of token and expert sorted by expert, by PyTorch; a pair whose expert is not here comes last
+  order     the pairs of token and expert sorted by expert (`expert_offsets`); a pair whose expert is not here has no row
   gate_up   reads each pair's token where it lies, writes silu(gate) * up
   down      reads that, writes one row a pair, in sorted order
   combine   each token gathers its rows, times their weights
@@ -20,31 +20,29 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from course.kernels.combine import NOWHERE, combine
+from course.kernels.combine import combine
+from course.kernels.expert_offsets import expert_offsets
 from course.kernels.grouped_gate_up import grouped_gate_up
 from course.kernels.grouped_gemm import grouped_gemm
 
 
 class Order(NamedTuple):
-    """The pairs in the order of their experts. Pair p = token * K + slot."""
+    """The pairs in the order of their experts, one a row. Pair p = token * K + slot. All int64."""
 
-    rows_P: Tensor  # of each sorted pair, its token
-    offsets_E1: Tensor  # sorted pairs offsets[e]:offsets[e + 1] are expert e's
-    places_TK: Tensor  # where a pair came to lie; -1 if its expert is not here
+    pairs_P: Tensor  # of each row, its pair; nothing is said of rows from offsets[E] on
+    rows_P: Tensor  # of each row, its token; likewise
+    offsets_E1: Tensor  # rows offsets[e]:offsets[e + 1] are expert e's
+    places_TK: Tensor  # a pair's row; -1 if its expert is not here
 
 
 def order_by_expert(ids_TK: Tensor, experts: int) -> Order:
     """Sort stably: within an expert by token, then by slot. An id that is none of 0 ... experts - 1 belongs to nobody.
 
-    The host does not wait for the device, as `bincount` would make it.
+    The host does not wait for the device. Raises: ValueError for what `expert_offsets` does not take.
     """
-    here_P = ((ids_TK >= 0) & (ids_TK < experts)).flatten()
-    sorted_P, order_P = torch.where(here_P, ids_TK.flatten(), experts).sort(stable=True)
-    offsets_E1 = torch.searchsorted(sorted_P, torch.arange(experts + 1, device=ids_TK.device, dtype=sorted_P.dtype))
-    numbers_P = torch.arange(len(order_P), device=ids_TK.device)
-    places_P = torch.zeros_like(order_P).scatter_(0, order_P, numbers_P)
-    places_TK = torch.where(here_P, places_P, NOWHERE).view_as(ids_TK)
-    return Order(order_P // max(ids_TK.shape[1], 1), offsets_E1, places_TK)
+    found = expert_offsets(ids_TK, experts)
+    rows_P = found.pairs_P // max(ids_TK.shape[1], 1)
+    return Order(found.pairs_P, rows_P, found.offsets_E1, found.places_TK)
 
 
 def routed_experts(
@@ -61,6 +59,6 @@ def routed_experts(
         raise ValueError(
             f"ids are int64, a row for each of {len(x_TD)} tokens, not {list(ids_TK.shape)} of {ids_TK.dtype}"
         )
-    rows_P, offsets_E1, places_TK = order_by_expert(ids_TK, len(gate_up_EFD))
+    _, rows_P, offsets_E1, places_TK = order_by_expert(ids_TK, len(gate_up_EFD))
     gated_PI = grouped_gate_up(x_TD, gate_up_EFD, rows_P, offsets_E1, **settings)
     return combine(grouped_gemm(gated_PI, down_EDI, None, offsets_E1, **settings), places_TK, weights_TK)

@@ -56,6 +56,8 @@ def agrees(ids, experts, block_m):
     assert got.places_TK.flatten().tolist() == places
     assert got.aligned_E1.tolist() == starts
     assert got.aligned_TK.flatten().tolist() == aligned
+    placed = {row: p for p, row in enumerate(places) if row >= 0}
+    assert got.pairs_P.tolist() == [placed.get(row, -1) for row in range(ids.numel())]
     assert got.experts_B.tolist() == blocks + [-1] * (most_blocks(ids.numel(), experts, block_m) - len(blocks))
     for mine, its in zip(got, expert_offsets_torch(ids, experts, block_m), strict=True):
         assert torch.equal(mine, its)
@@ -73,6 +75,7 @@ def test_it_equals_the_models_sort():
     order_P, offsets_E1 = sort_by_expert(ids, 11)
     assert torch.equal(got.offsets_E1, offsets_E1)
     assert torch.equal(got.places_TK.flatten()[order_P], torch.arange(180))
+    assert torch.equal(got.pairs_P, order_P)
 
 
 def test_experts_without_a_pair_have_no_row_and_no_block():
@@ -147,13 +150,13 @@ def test_the_docstring_counts_the_bytes_right():
     ids = drawn(256, 8, 8)
     P, spans = ids.numel(), 256 * 8 // file.SPAN
     _, (counts, prefix, places) = run(ids, 8)
-    assert (counts.load_bytes, counts.store_bytes) == (8 * P, 8 * spans * 8)
+    assert (counts.load_bytes, counts.store_bytes) == (8 * P, 8 * P + 8 * spans * 8)
     assert prefix.load_bytes == 8 * spans * 8
     assert prefix.store_bytes == 8 * spans * 8 + 8 * (8 + 9 + 9 + most_blocks(P, 8, 16))
-    assert places.store_bytes == 16 * P
+    assert places.store_bytes == 24 * P
     assert 16 * P < places.load_bytes <= 40 * P
     many = drawn(8192, 8, 8)
-    assert bytes_each(expert_offsets_torch, many, 8, elements=many.numel()) == pytest.approx(250, rel=0.02)
+    assert bytes_each(expert_offsets_torch, many, 8, elements=many.numel()) == pytest.approx(276, rel=0.02)
 
 
 def test_wrong_inputs_get_a_sentence():
