@@ -36,10 +36,8 @@ from course.kernels.checked import checked
 from course.kernels.planned import launches_of
 
 GOALS = {"rmsnorm": 0.85, "swiglu": 0.85, "rope": 0.85, "cross_entropy": 0.85, "matmul": 0.75}
-PRODUCTS = {
-    "matmul": 1,
-    "grouped_gemm": 1,
-    "grouped_gate_up": 1,
+GROUPED = ("grouped_gemm", "grouped_gate_up", "grouped_weight_gradient", "grouped_swiglu_backward")
+PRODUCTS = dict.fromkeys(("matmul", *GROUPED), 1) | {
     "fp8_gemm": 2,
     "fp8_weight_gradient": 2,
 }  # their format's peak over bf16's

@@ -230,6 +230,24 @@ def _grouped(empty: Callable, s: Sizes) -> tuple[tuple, float, str]:
     return (x, gate_up, rows, offsets), 4 * s.tokens * s.width * s.hidden, size
 
 
+def _grouped_weight_gradient(empty: Callable, s: Sizes) -> tuple[tuple, float, str]:
+    (x, gate_up, rows, offsets), flops, size = _grouped(empty, s)
+    return (empty(len(rows), gate_up.shape[1]), x, None, rows, offsets), flops, size
+
+
+def _grouped_swiglu_backward(empty: Callable, s: Sizes) -> tuple[tuple, float, str]:
+    import torch
+
+    T, P = s.tokens // s.top_k, s.tokens  # 1,024 pairs an expert, as for the other grouped products
+    dout, x = empty(T, s.width), empty(T, s.width)
+    experts = empty(s.held, 2 * s.hidden, s.width), empty(s.held, s.width, s.hidden)
+    pairs = torch.arange(P, device=x.device)
+    offsets = torch.arange(s.held + 1, device=x.device) * P // s.held
+    weights = empty(T, s.top_k, of=torch.float32)
+    size = f"{T:,} tokens, {s.top_k} of {s.held} experts each, {s.width:,} wide, 2 times {s.hidden:,} each"
+    return (dout, x, *experts, weights, pairs, offsets, pairs.view(T, s.top_k)), 6 * P * s.width * s.hidden, size
+
+
 def _combine(empty: Callable, s: Sizes) -> tuple[tuple, float, str]:
     import torch
 
@@ -259,6 +277,8 @@ INPUTS = {
     "router_backward": _router_backward,
     "grouped_gemm": _grouped,
     "grouped_gate_up": _grouped,
+    "grouped_weight_gradient": _grouped_weight_gradient,
+    "grouped_swiglu_backward": _grouped_swiglu_backward,
     "combine": _combine,
 }
 NAMES = tuple(INPUTS)

@@ -9,7 +9,8 @@ Bytes moved an element of the result, where rows are long, in bfloat16 and in fl
   fused   reads K rows once and writes the result once: 2 K + 2 and 4 K + 4
 Both are bound by memory, so at K = 8 the kernel can gain at most a factor of 10.3 in bfloat16 and 4.6 in float32.
 
-A place of -1 (a pair that was dropped) counts as nothing: neither a row nor its weight is read.
+A place of -1 (a pair that was dropped) counts as nothing: neither a row nor its weight is read. Without weights it is the
+plain sum, which is how the gradients of a token's rows come back to the token.
 
 Shapes: T tokens, K experts a token, R rows of results, D width.
 """
@@ -25,9 +26,10 @@ NOWHERE = -1
 BLOCK = 1024  # elements of a token's row that a program computes, at most
 
 
-def combine_torch(y_RD: Tensor, places_TK: Tensor, weights_TK: Tensor) -> Tensor:
+def combine_torch(y_RD: Tensor, places_TK: Tensor, weights_TK: Tensor | None) -> Tensor:
     """The twin: the same in PyTorch, for at least one row."""
     there_TK = places_TK != NOWHERE
+    weights_TK = torch.ones_like(places_TK) if weights_TK is None else weights_TK
     y_TKD = y_RD.index_select(0, places_TK.clamp(min=0).flatten()).float().unflatten(0, places_TK.shape)
     weighted_TKD = y_TKD * torch.where(there_TK, weights_TK.float(), 0.0)[:, :, None]
     return weighted_TKD.sum(1).to(y_RD.dtype)
@@ -42,26 +44,27 @@ def combine_kernel(y, places, weights, out, stride, D, K: tl.constexpr, NOWHERE:
     for k in tl.static_range(K):
         place = tl.load(places + t * K + k).to(tl.int64)
         there = place != NOWHERE
-        weight = tl.load(weights + t * K + k, mask=there, other=0.0).to(tl.float32)
         row = tl.load(y + place * stride + d, mask=there & (d < D), other=0.0).to(tl.float32)
-        total += weight * row
+        if weights is not None:
+            row *= tl.load(weights + t * K + k, mask=there, other=0.0).to(tl.float32)
+        total += row
     tl.store(out + t * D + d, total.to(out.dtype.element_ty), mask=d < D)
 
 
-def combine(y_RD: Tensor, places_TK: Tensor, weights_TK: Tensor) -> Tensor:
+def combine(y_RD: Tensor, places_TK: Tensor, weights_TK: Tensor | None) -> Tensor:
     """out[t] = sum over k of weights[t, k] * y[places[t, k]], computed in float32 and rounded once.
 
     y_RD: float32, bfloat16 or float16. places_TK: int64 or int32, rows of y, or -1 for a pair that adds nothing. A token
-    without any place gets zeros. weights_TK: one of the floats, need not be y's.
+    without any place gets zeros. weights_TK: one of the floats, need not be y's; None: all 1.
     Returns: [T, D], contiguous, in the dtype of y.
     Raises: ValueError when shapes do not fit or a dtype is another.
     """
-    check_floats("combine", y_RD, weights_TK)
+    check_floats("combine", *(tensor for tensor in (y_RD, weights_TK) if tensor is not None))
     if places_TK.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"combine takes places of int64 and int32, not {places_TK.dtype}")
     if y_RD.dim() != 2 or places_TK.dim() != 2:
         raise ValueError(f"combine takes rows and places in tables, not {list(y_RD.shape)} and {list(places_TK.shape)}")
-    if weights_TK.shape != places_TK.shape:
+    if weights_TK is not None and weights_TK.shape != places_TK.shape:
         raise ValueError(
             f"weights of shape {list(weights_TK.shape)} do not fit places of shape {list(places_TK.shape)}"
         )
@@ -74,7 +77,7 @@ def combine(y_RD: Tensor, places_TK: Tensor, weights_TK: Tensor) -> Tensor:
     combine_kernel[(T * triton.cdiv(D, block),)](
         rows_RD,
         places_TK.contiguous(),
-        weights_TK.contiguous(),
+        None if weights_TK is None else weights_TK.contiguous(),
         out_TD,
         rows_RD.stride(0),
         D,

@@ -45,9 +45,7 @@ class ExpertOffsets(NamedTuple):
     aligned_E1: Tensor  # as offsets, where every expert begins at a multiple of the block
     aligned_TK: Tensor  # as places, likewise
     experts_B: Tensor  # whose rows a block of aligned ones holds; -1 in blocks past the last
-    pairs_P: (
-        Tensor  # the pair of each row, counted token by token: places the other way round; -1 in rows past the last
-    )
+    pairs_P: Tensor  # the pair that a row is, places turned around; -1 in rows past the last
 
 
 def expert_offsets_torch(ids_TK: Tensor, experts: int, block_m: int = 128) -> ExpertOffsets:

@@ -55,10 +55,22 @@ def routed_experts(
     Returns: [T, D], contiguous, in the dtype of x; rounded to it after gate and up, after down, and after the sum.
     Raises: ValueError for what does not fit.
     """
+    check_ids(ids_TK, x_TD)
+    order = order_by_expert(ids_TK, len(gate_up_EFD))
+    return ordered_experts(x_TD, order, weights_TK, gate_up_EFD, down_EDI, **settings)
+
+
+def ordered_experts(
+    x_TD: Tensor, order: Order, weights_TK: Tensor, gate_up_EFD: Tensor, down_EDI: Tensor, **settings: int
+) -> Tensor:
+    """`routed_experts` where the pairs are sorted already."""
+    gated_PI = grouped_gate_up(x_TD, gate_up_EFD, order.rows_P, order.offsets_E1, **settings)
+    y_PD = grouped_gemm(gated_PI, down_EDI, None, order.offsets_E1, **settings)
+    return combine(y_PD, order.places_TK, weights_TK)
+
+
+def check_ids(ids_TK: Tensor, x_TD: Tensor) -> None:
+    """Raises: ValueError when the ids are not int64, a row for each token."""
     if ids_TK.ndim != 2 or ids_TK.dtype != torch.int64 or len(ids_TK) != len(x_TD):
-        raise ValueError(
-            f"ids are int64, a row for each of {len(x_TD)} tokens, not {list(ids_TK.shape)} of {ids_TK.dtype}"
-        )
-    _, rows_P, offsets_E1, places_TK = order_by_expert(ids_TK, len(gate_up_EFD))
-    gated_PI = grouped_gate_up(x_TD, gate_up_EFD, rows_P, offsets_E1, **settings)
-    return combine(grouped_gemm(gated_PI, down_EDI, None, offsets_E1, **settings), places_TK, weights_TK)
+        told = f"{list(ids_TK.shape)} of {ids_TK.dtype}"
+        raise ValueError(f"ids are int64, a row for each of {len(x_TD)} tokens, not {told}")

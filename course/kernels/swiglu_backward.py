@@ -34,6 +34,14 @@ def swiglu_backward_torch(dy_NI: Tensor, gate_up_NF: Tensor) -> Tensor:
 
 
 @triton.jit
+def swiglu_slopes(gate, up):
+    """silu(gate) * up, and how it grows with gate and with up."""
+    share = tl.sigmoid(gate)
+    silu = gate * share
+    return silu * up, up * (share + silu * (1 - share)), silu
+
+
+@triton.jit
 def swiglu_backward_kernel(
     dy, gate_up, dgate_up, dy_stride, stride, N, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
@@ -44,11 +52,9 @@ def swiglu_backward_kernel(
     grad = tl.load(dy + row * dy_stride + i, mask=inside, other=0.0).to(tl.float32)
     gate = tl.load(gate_up + row * stride + i, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(gate_up + row * stride + width + i, mask=inside, other=0.0).to(tl.float32)
-    share = tl.sigmoid(gate)
-    silu = gate * share
-    dgate, dup = grad * up * (share + silu * (1 - share)), grad * silu
-    tl.store(dgate_up + row * 2 * width + i, dgate.to(dgate_up.dtype.element_ty), mask=inside)
-    tl.store(dgate_up + row * 2 * width + width + i, dup.to(dgate_up.dtype.element_ty), mask=inside)
+    _, along_gate, along_up = swiglu_slopes(gate, up)
+    tl.store(dgate_up + row * 2 * width + i, (grad * along_gate).to(dgate_up.dtype.element_ty), mask=inside)
+    tl.store(dgate_up + row * 2 * width + width + i, (grad * along_up).to(dgate_up.dtype.element_ty), mask=inside)
 
 
 def swiglu_backward(dy_NI: Tensor, gate_up_NF: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ def test_float32_is_multiplied_without_tensor_cores(capsys):
     assert told(capsys, "matmul", dtype="fp32", settings={"block": "64x64x32"})["tensor_core"] == {}
 
 
-PRODUCTS = ("matmul", "grouped_gemm", "grouped_gate_up")
+PRODUCTS = ("matmul", "grouped_gemm", "grouped_gate_up", "grouped_weight_gradient", "grouped_swiglu_backward")
 ON_TENSOR_CORES = (*PRODUCTS, "fp8_gemm", "fp8_weight_gradient", "flash_attention", "mla_decode", "indexer")
 
 

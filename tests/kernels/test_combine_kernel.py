@@ -62,6 +62,15 @@ def test_what_was_dropped_adds_nothing_and_its_row_and_weight_are_not_read():
     assert sum(a.elements.size for a in touched) == len(kept)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_without_weights_it_is_the_plain_sum(dtype):
+    y, places, weights = inputs(6, 4, 40, dtype, dropped=0.3)
+    with checked():
+        got = combine(y, places, None)
+    assert relative_error(got, exact(y, places, torch.ones_like(weights))) <= max(STEP[dtype], 2e-7)
+    torch.testing.assert_close(got, combine_torch(y, places, None))
+
+
 def test_several_tokens_may_read_one_row():
     y, _, weights = inputs(5, 3, 20)
     places = torch.zeros(5, 3, dtype=torch.int32)

@@ -143,15 +143,17 @@ def test_on_hopper_it_uses_tensor_cores_and_spills_nothing_at_deepseek_v3_s_size
         lambda: (
             grouped_gemm(empty(P, 7168), empty(8, 4096, 7168), empty(P, of=long), offsets),
             grouped_gemm(*wide, empty(P, of=long), offsets),
+            grouped_gemm(empty(P, 4096), empty(8, 4096, 7168).mT, None, offsets),  # backward: the weights as they lie
             grouped_gemm(empty(5, 33), empty(1, 7, 33), None, offsets[:2], (64, 64, 32)),  # a constant: E is 1
         )
     )
-    made, float32, odd = compile_all(file.__file__, launches, code=True)
-    for each in (made, float32, odd):
+    made, float32, back, odd = compile_all(file.__file__, launches, code=True)
+    for each in (made, float32, back, odd):
         assert (each.error, each.spills) == (None, 0)
-    assert "HGMMA.64x256x16.F32.BF16" in made.code["sass"]
-    assert re.search(r"LDGSTS\S*\.128", made.code["sass"])  # the gather copies 16 bytes at a time, in the background
-    assert "arith.extsi %w_expert" in made.code["ttir"]  # an expert's offset is an int64
+    for each in (made, back):
+        assert "HGMMA.64x256x16.F32.BF16" in each.code["sass"]
+        assert len(re.findall(r"LDGSTS\S*\.128", each.code["sass"])) == len(re.findall("LDGSTS", each.code["sass"])) > 0
+        assert "arith.extsi %w_expert" in each.code["ttir"]  # an expert's offset is an int64
     assert "HGMMA" not in float32.code["sass"]
 
 

@@ -101,10 +101,10 @@ def test_the_order_is_the_model_s():
 def test_it_is_six_launches_and_the_host_reads_nothing_of_the_device():
     launches = launches_of(lambda: routed_experts(*(tensor.to("meta") for tensor in inputs(23, 3))))
     order, products = (
-        ("counts", "prefix", "places"),
-        ("grouped_gate_up_kernel", "grouped_gemm_kernel", "combine_kernel"),
+        ("expert_counts", "expert_prefix", "expert_places"),
+        ("grouped_gate_up", "grouped_gemm", "combine"),
     )
-    assert [launch.kernel for launch in launches] == [*(f"expert_{name}_kernel" for name in order), *products]
+    assert [launch.kernel for launch in launches] == [f"{name}_kernel" for name in (*order, *products)]
 
 
 def test_the_docstring_counts_the_elements_of_eager_pytorch_and_of_the_kernels_right():
