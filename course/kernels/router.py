@@ -170,6 +170,11 @@ def router(
     return ids_TK, weights_TK
 
 
+def has_room(experts: int, groups: int = 1) -> bool:
+    """Whether one program holds so many experts, in so many equal groups, in its registers."""
+    return triton.next_power_of_2(groups) * triton.next_power_of_2(experts // groups) <= LONGEST
+
+
 def _refuse(logits_TE, bias_E, top_k: int, gate: str, groups: int, top_groups: int, group_best: int) -> None:
     if logits_TE.dtype != torch.float32 or logits_TE.dim() != 2:
         raise ValueError(
@@ -189,5 +194,5 @@ def _refuse(logits_TE, bias_E, top_k: int, gate: str, groups: int, top_groups: i
     most = top_groups * (E // groups)
     if not 1 <= top_k <= most:
         raise ValueError(f"top_k {top_k} must lie between 1 and the {most} experts of {top_groups} groups")
-    if triton.next_power_of_2(groups) * triton.next_power_of_2(E // groups) > LONGEST:
+    if not has_room(E, groups):
         raise ValueError(f"router takes up to {LONGEST} experts, and {groups} groups of {E // groups} need more room")

@@ -68,7 +68,7 @@ class ModelConfig:
     rope_scaling: RopeScaling | None = None  # how the turning is slowed for a longer context
     norm_eps: float = 1e-5
     tied: bool = False  # whether the output head is the embedding matrix
-    kernels: str = "torch"  # or "triton": what norms, RoPE, SwiGLU and the loss run on; no number of the model changes
+    kernels: str = "torch"  # or "triton": what norms, RoPE, mixtures, SwiGLU and the loss run on; no number changes
 
     def __post_init__(self):
         self._check_attention()

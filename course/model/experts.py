@@ -64,11 +64,9 @@ def grouped_experts(
     gate_up_EFD: Float[Tensor, "E F D"],
     down_EDI: Float[Tensor, "E D I"],
     offsets_E1: Int64[Tensor, " E+1"],
-    kernels: str = "torch",
 ) -> Float[Tensor, "R D"]:
-    """All experts at once: rows offsets[e]:offsets[e+1] go through expert e's SwiGLU. `kernels`: "torch" or "triton"."""
-    gated_RI = swiglu(grouped_product(rows_RD, gate_up_EFD, offsets_E1), kernels)
-    return grouped_product(gated_RI, down_EDI, offsets_E1)
+    """All experts at once: rows offsets[e]:offsets[e+1] go through expert e's SwiGLU."""
+    return grouped_product(swiglu(grouped_product(rows_RD, gate_up_EFD, offsets_E1)), down_EDI, offsets_E1)
 
 
 def grouped_product(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from course.model.config import ModelConfig
 from course.model.dispatch import capacity_mask, combine, expert_capacity, sort_by_expert, sort_kept
 from course.model.experts import grouped_experts
-from course.model.router import choose_experts, gate_scores
+from course.model.router import choose_experts, choose_on_kernels, gate_logits, scored
 from course.model.swiglu import SwiGLU
 
 
@@ -45,23 +45,51 @@ class MoE(nn.Module):
             self.shared = SwiGLU(config.width, config.shared_experts * config.expert_width, config.kernels)
 
     def forward(self, x_TD: Float[Tensor, "T D"]) -> tuple[Float[Tensor, "T D"], Routing]:
-        c, routing = self.config, self.route(x_TD)
-        if routing.kept_TK is None:
-            order_R, offsets_E1 = sort_by_expert(routing.indices_TK, c.experts)
-        else:
-            order_R, offsets_E1 = sort_kept(routing.indices_TK, routing.kept_TK, c.experts)
-        rows_RD = x_TD.index_select(0, order_R // c.top_k)
-        rows_RD = grouped_experts(rows_RD, self.gate_up_EFD, self.down_EDI, offsets_E1, c.kernels)
-        y_TD = combine(rows_RD, order_R, routing.weights_TK).to(x_TD.dtype)  # weights are float32
-        return y_TD + self.shared(x_TD) if c.shared_experts else y_TD, routing
+        routing = self.route(x_TD)
+        y_TD = self._fused(x_TD, routing) if self._on_kernels(x_TD) else self._grouped(x_TD, routing)
+        return y_TD + self.shared(x_TD) if self.config.shared_experts else y_TD, routing
 
     def route(self, x_TD: Float[Tensor, "T D"]) -> Routing:
         c = self.config
-        scores_TE = gate_scores(x_TD, self.gate_ED, c.gate)
-        indices_TK, weights_TK = choose_experts(scores_TE, self.bias_E if c.selection_bias else None, c)
+        logits_TE, bias_E = gate_logits(x_TD, self.gate_ED), self.bias_E if c.selection_bias else None
+        scores_TE = scored(logits_TE, c.gate)
+        if self._on_kernels(x_TD):
+            indices_TK, weights_TK = choose_on_kernels(logits_TE, bias_E, c)
+        else:
+            indices_TK, weights_TK = choose_experts(scores_TE, bias_E, c)
         kept_TK = None
         if c.capacity_factor is not None:
             capacity = expert_capacity(len(x_TD), c.experts, c.top_k, c.capacity_factor)
             kept_TK = capacity_mask(indices_TK, c.experts, capacity)
         probabilities_TE = scores_TE if c.gate == "softmax" else scores_TE / scores_TE.sum(dim=-1, keepdim=True)
         return Routing(probabilities_TE, indices_TK, weights_TK, kept_TK)
+
+    def _on_kernels(self, x_TD: Tensor) -> bool:
+        """Whether this runs on Triton kernels; PyTorch does what they do not take, float64 and more than 4,096 experts."""
+        c = self.config
+        if c.kernels != "triton" or x_TD.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            return False
+        from course.kernels.router import has_room
+
+        return has_room(c.experts, c.groups)
+
+    def _grouped(self, x_TD: Tensor, routing: Routing) -> Tensor:
+        c = self.config
+        if routing.kept_TK is None:
+            order_R, offsets_E1 = sort_by_expert(routing.indices_TK, c.experts)
+        else:
+            order_R, offsets_E1 = sort_kept(routing.indices_TK, routing.kept_TK, c.experts)
+        rows_RD = x_TD.index_select(0, order_R // c.top_k)
+        rows_RD = grouped_experts(rows_RD, self.gate_up_EFD, self.down_EDI, offsets_E1)
+        return combine(rows_RD, order_R, routing.weights_TK).to(x_TD.dtype)  # weights are float32
+
+    def _fused(self, x_TD: Tensor, routing: Routing) -> Tensor:
+        from course.kernels.autograd_moe import routed_experts_with_grad
+
+        ids_TK, device = routing.indices_TK, x_TD.device.type
+        if routing.kept_TK is not None:
+            ids_TK = ids_TK.masked_fill(~routing.kept_TK, -1)
+        products = [x_TD, self.gate_up_EFD, self.down_EDI]
+        if torch.is_autocast_enabled(device):  # which does not know the kernels
+            products = [tensor.to(torch.get_autocast_dtype(device)) for tensor in products]
+        return routed_experts_with_grad(products[0], ids_TK, routing.weights_TK, *products[1:]).to(x_TD.dtype)

@@ -10,15 +10,23 @@ from torch import Tensor
 from course.model.config import ModelConfig
 
 
+def gate_logits(x_TD: Float[Tensor, "T D"], gate_ED: Float[Tensor, "E D"]) -> Float[Tensor, "T E"]:
+    """x gate^T in float32 or better, also under autocast: near ties are common and rounding decides them."""
+    wide = torch.promote_types(x_TD.dtype, torch.float32)
+    with torch.autocast(x_TD.device.type, enabled=False):
+        return x_TD.to(wide) @ gate_ED.to(wide).T
+
+
+def scored(logits_TE: Float[Tensor, "T E"], gate: str) -> Float[Tensor, "T E"]:
+    """Their softmax over the experts, or the sigmoid of each (V3 report, equation 15)."""
+    return logits_TE.softmax(dim=-1) if gate == "softmax" else logits_TE.sigmoid()
+
+
 def gate_scores(
     x_TD: Float[Tensor, "T D"], gate_ED: Float[Tensor, "E D"], gate: str = "softmax"
 ) -> Float[Tensor, "T E"]:
-    """softmax(x gate^T) over the experts, or the sigmoid of each (V3 report, equation 15); in float32 or better, also
-    under autocast: near ties are common and rounding decides them."""
-    wide = torch.promote_types(x_TD.dtype, torch.float32)
-    with torch.autocast(x_TD.device.type, enabled=False):
-        logits_TE = x_TD.to(wide) @ gate_ED.to(wide).T
-        return logits_TE.softmax(dim=-1) if gate == "softmax" else logits_TE.sigmoid()
+    """softmax(x gate^T) over the experts, or the sigmoid of each."""
+    return scored(gate_logits(x_TD, gate_ED), gate)
 
 
 def gate_probabilities(x_TD: Float[Tensor, "T D"], gate_ED: Float[Tensor, "E D"]) -> Float[Tensor, "T E"]:
@@ -86,3 +94,14 @@ def choose_experts(
     indices_TK = largest_k(ranked_TE, c.top_k)
     weights_TK = renormalised(scores_TE, indices_TK) if c.normalised else scores_TE.gather(1, indices_TK)
     return indices_TK, weights_TK * c.routed_scale
+
+
+def choose_on_kernels(
+    logits_TE: Float[Tensor, "T E"], bias_E: Float[Tensor, " E"] | None, config: ModelConfig
+) -> tuple[Int64[Tensor, "T K"], Float[Tensor, "T K"]]:
+    """`choose_experts` of the scores of these logits, float32, as one Triton kernel; the gradient is another's."""
+    from course.kernels.autograd_moe import router_with_grad
+
+    c, bias_E = config, None if bias_E is None else bias_E.float()
+    groups = c.groups, c.top_groups, c.group_best
+    return router_with_grad(logits_TE, bias_E, c.top_k, c.gate, *groups, c.normalised, c.routed_scale)

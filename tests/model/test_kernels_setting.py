@@ -24,6 +24,11 @@ CONFIGS = {
     ),
 }
 
+MIXTURE = {
+    *("router_kernel", "expert_places_kernel", "grouped_gate_up_kernel", "grouped_gemm_kernel", "combine_kernel"),
+    *("router_backward_kernel", "grouped_swiglu_backward_kernel", "grouped_weight_gradient_kernel"),
+}
+
 
 def pair(config):
     models = []
@@ -48,8 +53,10 @@ def test_logits_losses_and_gradients_are_those_of_pytorch(name):
     for (place, p), (_, q) in zip(fused.named_parameters(), eager.named_parameters(), strict=True):
         assert (p.grad - q.grad).norm() <= 1e-5 * q.grad.norm() + 1e-9, place
     launched = {launch.kernel for launch in log.launches}
-    assert {"rmsnorm_kernel", "rmsnorm_dx_kernel", "rope_kernel", "swiglu_kernel"} <= launched
-    assert {"swiglu_backward_kernel", "cross_entropy_kernel", "cross_entropy_backward_kernel"} <= launched
+    assert {f"{name}_kernel" for name in ("rmsnorm", "rmsnorm_dx", "rope", "cross_entropy")} <= launched
+    assert {"cross_entropy_backward_kernel", *(MIXTURE if CONFIGS[name].experts else ())} <= launched
+    dense = name != "mixture"  # the others have a dense layer or a shared expert
+    assert dense == ("swiglu_kernel" in launched) == ("swiglu_backward_kernel" in launched)
 
 
 def test_cached_steps_are_those_of_pytorch():
