@@ -1,0 +1,1 @@
+"""Unit 11, the kernels of a mixture of experts."""
