@@ -71,7 +71,7 @@ def _add_up(table, counts, offsets, spans, held, BINS: tl.constexpr):
     e = tl.arange(0, BINS)
     total = tl.zeros([BINS], tl.int64)
     for span in range(0, spans):
-        here = tl.load(table + span * held + e, mask=e < held, other=0)
+        here = tl.load(table + span * held + e, mask=e < held)
         tl.store(table + span * held + e, total, mask=e < held)
         total += here
     tl.store(counts + e, total, mask=e < held)
@@ -83,17 +83,17 @@ def _place(ids, table, offsets, places, P, first, held, SPAN: tl.constexpr, BINS
     span = tl.program_id(0).to(tl.int64)
     p = span * SPAN + tl.arange(0, SPAN)
     e = tl.arange(0, BINS)
-    own = tl.load(ids + p, mask=p < P, other=-1) - first
+    own = tl.load(ids + p, mask=p < P) - first
     hits = ((own[:, None] == e[None, :]) & (e[None, :] < held)).to(tl.int64)
-    before = tl.load(offsets + e, mask=e < held, other=0) + tl.load(table + span * held + e, mask=e < held, other=0)
-    place = tl.sum(hits * (before[None, :] + tl.cumsum(hits, axis=0)), axis=1) - 1
+    before = tl.load(offsets + e, mask=e < held) + tl.load(table + span * held + e, mask=e < held)
+    place = tl.sum(hits * (before[None, :] + tl.cumsum(hits)), axis=1) - 1
     tl.store(places + p, place, mask=p < P)
 
 
 def spans_in_three_launches(ids_TK, first, held):
     P, SPAN, BINS = ids_TK.numel(), 64, triton.next_power_of_2(held)
     spans = triton.cdiv(P, SPAN)
-    table_SE = torch.empty(spans, held, dtype=torch.int64)
+    table_SE = torch.empty(spans * held, dtype=torch.int64)
     counts_E, offsets_E1 = torch.empty(held, dtype=torch.int64), torch.zeros(held + 1, dtype=torch.int64)
     places_TK = torch.empty_like(ids_TK)
     _count[(spans,)](ids_TK, table_SE, P, first, held, SPAN=SPAN, BINS=BINS)

@@ -84,7 +84,7 @@ def _gathered(
     if expert >= 0:
         m = tl.arange(0, BLOCK_M)
         inside = m < tl.load(heights + tl.program_id(0))
-        token = tl.load(pairs + first + m, mask=inside, other=0) // top_k
+        token = tl.load(pairs + first + m, mask=inside) // top_k
         i = tl.program_id(1) * BLOCK_I + tl.arange(0, BLOCK_I)
         gate = tl.zeros([BLOCK_M, BLOCK_I], tl.float32)
         up = tl.zeros([BLOCK_M, BLOCK_I], tl.float32)
@@ -102,7 +102,7 @@ def _gathered(
 
 
 def gate_and_up_side_by_side(x_TD, gate_up_EFD, pairs_P, experts_B, firsts_B, heights_B, top_k, block):
-    D, half = x_TD.shape[1], gate_up_EFD.shape[1] // 2
+    D, half = x_TD.size(1), gate_up_EFD.size(1) // 2
     out_PI = torch.zeros(len(pairs_P), half, dtype=x_TD.dtype)
     _gathered[(len(experts_B), triton.cdiv(half, 16))](
         x_TD, gate_up_EFD, pairs_P, experts_B, firsts_B, heights_B, out_PI, D, half, top_k,

@@ -11,11 +11,11 @@ BF16, FP32 = torch.bfloat16, torch.float32
 EDGES = [  # rows of each expert, rows that are nobody's, K, N, dtype, with a bias
     ([], 0, 20, 8, FP32, True),  # no rows
     ([0, 18, 0, 0, 5, 0], 0, 40, 33, FP32, True),  # experts without rows, first, between and last
-    ([35, 33, 34], 0, 70, 40, BF16, True),  # two tiles of 32 and a row or two more each, three steps of K
+    ([65, 33, 33], 0, 70, 40, BF16, True),  # a row more than whole tiles of 32, and three steps of K
     ([0, 40, 0], 6, 24, 20, FP32, False),  # all rows are one's
     ([1, 1, 0, 1], 0, 5, 3, FP32, False),  # blocks larger than the data
     ([0, 0], 9, 16, 16, FP32, True),  # all rows are nobody's
-    ([64, 32], 0, 64, 32, BF16, False),  # whole tiles
+    ([64, 31, 31], 0, 64, 32, BF16, False),  # whole tiles, and a row less
 ]
 
 
@@ -59,9 +59,9 @@ def _ragged(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EXPERTS: tl.constexpr,
 ):  # fmt: skip
     tile, e = tl.program_id(0), tl.arange(0, EXPERTS)
-    begins = tl.load(offsets + e, mask=e < E, other=0)
-    tiles = (tl.load(offsets + e + 1, mask=e < E, other=0) - begins + BLOCK_M - 1) // BLOCK_M
-    expert = tl.sum(((tl.cumsum(tiles) <= tile) & (e < E)).to(tl.int64))
+    begins, ends = tl.load(offsets + e, mask=e < E), tl.load(offsets + e + 1, mask=e < E)
+    tiles = tl.where(e < E, (ends - begins + BLOCK_M - 1) // BLOCK_M, 0)
+    expert = tl.sum((tl.cumsum(tiles) <= tile).to(tl.int64))
     if expert < E:
         first = tl.load(offsets + expert) + (tile - tl.sum(tl.where(e < expert, tiles, 0))) * BLOCK_M
         p = first + tl.arange(0, BLOCK_M)
@@ -75,7 +75,7 @@ def _ragged(
             right = tl.load(at, mask=(k < K)[:, None] & (n < N)[None, :], other=0.0)
             total = tl.dot(left, right, total, input_precision="ieee")
         if bias is not None:
-            total += tl.load(bias + expert * N + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
+            total += tl.load(bias + expert * N + n, mask=n < N).to(tl.float32)[None, :]
         at = out + p[:, None] * N + n[None, :]
         tl.store(at, total.to(out.dtype.element_ty), mask=inside[:, None] & (n < N)[None, :])
 

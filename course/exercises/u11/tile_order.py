@@ -33,9 +33,9 @@ def inputs(rng, number):
 def reference(M, N, block_m, block_n, group, wave):
     rows, columns = -(-M // block_m), -(-N // block_n)
     tile_P = torch.arange(rows * columns)
-    band_P = tile_P // max(group * columns, 1)
+    band_P = tile_P // (group * columns)
     first_P = band_P * group
-    height_P = torch.minimum(rows - first_P, torch.tensor(group))
+    height_P = (rows - first_P).clamp(max=group)
     inside_P = tile_P - first_P * columns
     row_P = first_P + inside_P % height_P
     column_P = inside_P // height_P

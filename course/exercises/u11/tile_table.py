@@ -34,14 +34,14 @@ def inputs(rng, number):
 
 def reference(counts_E, pairs, block):
     E = len(counts_E)
-    B = min(pairs, E) + max(pairs - E, 0) // block
+    B = pairs if pairs < E else E + (pairs - E) // block
     tiles_E = (counts_E + block - 1) // block
     ends_E = tiles_E.cumsum(dim=0)
     aligned_E1 = torch.cat([ends_E.new_zeros(1), ends_E]) * block
     b_B = torch.arange(B)
     experts_B = (ends_E <= b_B[:, None]).sum(dim=1)
     real_B = experts_B < E
-    own_B = torch.where(real_B, experts_B, 0)
+    own_B = experts_B.clamp(max=E - 1)
     inside_B = b_B * block - aligned_E1[own_B]
     firsts_B = (counts_E.cumsum(dim=0) - counts_E)[own_B] + inside_B
     heights_B = torch.clamp(counts_E[own_B] - inside_B, max=block)
@@ -51,7 +51,7 @@ def reference(counts_E, pairs, block):
 
 def looked_up(counts_E, pairs, block):
     E = counts_E.numel()
-    most = pairs if pairs < E else E + (pairs - E) // block
+    most = min(pairs, E) + max(pairs - E, 0) // block
     padded_E = (counts_E + (block - 1)).div(block, rounding_mode="floor") * block
     aligned_E1 = F.pad(padded_E.cumsum(0), (1, 0))
     offsets_E1 = F.pad(counts_E.cumsum(0), (1, 0))

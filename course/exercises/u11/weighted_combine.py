@@ -58,15 +58,15 @@ def _a_token(y, places, weights, shared, out, D, K: tl.constexpr, BLOCK: tl.cons
     for k in range(K):
         place = tl.load(places + t * K + k)
         if place >= 0:
-            row = tl.load(y + place * D + d, mask=d < D, other=0.0).to(tl.float32)
+            row = tl.load(y + place * D + d, mask=d < D).to(tl.float32)
             total += tl.load(weights + t * K + k) * row
     if shared is not None:
-        total += tl.load(shared + t * D + d, mask=d < D, other=0.0).to(tl.float32)
+        total += tl.load(shared + t * D + d, mask=d < D).to(tl.float32)
     tl.store(out + t * D + d, total.to(out.dtype.element_ty), mask=d < D)
 
 
 def one_slot_after_another(y_RD, places_TK, weights_TK, shared_TD):
-    (T, K), D = places_TK.shape, y_RD.shape[1]
+    (T, K), D = places_TK.shape, y_RD.size(1)
     out_TD, BLOCK = torch.empty(T, D, dtype=y_RD.dtype), 512
     grid = T, triton.cdiv(D, BLOCK)
     _a_token[grid](y_RD, places_TK, weights_TK, shared_TD, out_TD, D, K=K, BLOCK=BLOCK)
