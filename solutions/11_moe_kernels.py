@@ -31,7 +31,8 @@
 # What holds for the kernels:
 #
 # - They run in an interpreter on the CPU that tells of lanes outside a tensor, of two programs at one element (unless both use atomics), and of NaN in what was never loaded or written. An answer that is right is then compiled for an H100 (sm_90), without a GPU: the sizes of a `tl.dot` are powers of two from 16 up.
-# - All tensors are contiguous, those you get and those you return. Floats are float32 or bfloat16. **Compute in float32** (`tl.dot` with `input_precision="ieee"`; a float32 product in TF32 would be too coarse) and **round once**, at the end.
+# - All tensors are contiguous, those you get and those you return. Floats are float32 or bfloat16. **Compute in float32** and **round once**, at the end. Give `tl.dot` the setting `input_precision="ieee"`: without it a GPU multiplies float32 as TF32, with 10 bits. The interpreter does not know TF32, so here the check cannot tell.
+# - Lanes that are masked off hold on a GPU whatever was there, unless you give `other`. The interpreter fills them with NaN, and whole numbers with one that is no row and no expert: give `other` also where that happens to pass.
 # - Whole numbers that count rows are **int64**, in results and in what is multiplied by a row's length.
 # - The arithmetic belongs in kernels. Beside them PyTorch may allocate, fill, view, copy and cast; what else makes more than one floating-point number there does not pass. Results have memory of their own.
 # - A float32 result is compared by the norm of the error, 1e-5 of the norm of what is right. A bfloat16 result has to be the nearest bfloat16; one number in 50 may be its neighbour. Whole numbers are compared exactly.
@@ -574,7 +575,7 @@ assert apart < 1e-5
 #
 # ## Bytes
 #
-# What the log counts, beside eager PyTorch, which gathers the rows, runs one product after another, and adds up. Both count what is asked for: a weight that three tiles ask for counts three times. The experts' weights are the same for both, so they are shown apart.
+# What the log counts, beside eager PyTorch, which gathers the rows, runs one product after another, and adds up. Both count what is asked for: a weight that three tiles ask for counts three times. What the experts' weights weigh, each once, is shown apart.
 
 # %%
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -617,7 +618,7 @@ print(f"yours: {len(log.launches)} launches, {yours:,} bytes" if log.launches el
 print(f"weights of the experts that have rows, once: {weights_bytes:,} bytes")
 
 # %% [markdown]
-# The number of operations grows with the experts on one side and not on the other. The bytes do not differ much here, and yours may even be more: at these sizes nearly all of them are weights, and tiles of 16 rows ask for a weight once a tile. Lesson 11 says when that matters.
+# The number of operations grows with the experts on one side and not on the other. More than half of what your kernels ask for are weights, and tiles of 16 rows ask for a weight once a tile; the eager bytes beyond that are copies, results between two operations, and a result that each expert reads and writes anew.
 #
 # ## The order of tiles
 #
@@ -643,7 +644,7 @@ print(f"fewest bytes with groups of {best}: {read[best] * block_bytes / 1e6:.0f}
 #
 # ## For an H100
 #
-# Your kernels as machine code, compiled here without a GPU: registers a thread, what was spilled, shared memory, and the tensor-core instructions of the two products (`HMMA` is one warp's, `HGMMA` that of four warps together).
+# Your kernels as machine code, compiled here without a GPU: registers a thread, what was spilled, shared memory, warps a program.
 
 # %%
 from course.kernels import compile_texts

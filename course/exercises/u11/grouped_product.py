@@ -10,12 +10,12 @@ from course.exercises.u10._rounded import rounded_once
 BF16, FP32 = torch.bfloat16, torch.float32
 EDGES = [  # rows of each expert, rows that are nobody's, K, N, dtype, with a bias
     ([], 0, 20, 8, FP32, True),  # no rows
-    ([0, 18, 0, 0, 5, 0], 0, 40, 33, FP32, True),  # experts without rows, first, between and last
+    ([0, 32, 0, 0, 5, 0], 0, 40, 33, FP32, True),  # experts without rows, first, between and last
     ([65, 33, 33], 0, 70, 40, BF16, True),  # a row more than whole tiles of 32, and three steps of K
     ([0, 40, 0], 6, 24, 20, FP32, False),  # all rows are one's
     ([1, 1, 0, 1], 0, 5, 3, FP32, False),  # blocks larger than the data
     ([0, 0], 9, 16, 16, FP32, True),  # all rows are nobody's
-    ([64, 31, 31], 0, 64, 32, BF16, False),  # whole tiles, and a row less
+    ([31, 31, 31, 33], 0, 64, 32, BF16, False),  # a row less than whole tiles of 32
 ]
 
 
