@@ -77,7 +77,7 @@ def loads(bias_E):
 
 untrained_TK, untrained_E = loads(torch.zeros(E))
 bias_E = torch.zeros(E)
-for step in range(200):  # lesson 05: a bias that moves by the sign of the violation, here in ever smaller steps
+for step in range(200):  # lesson 05: moved by the sign of the violation, here in ever smaller steps
     load_E = loads(bias_E)[1]
     bias_E += 0.03 * 0.98**step * (load_E.double().mean() - load_E).sign()
 balanced_TK, balanced_E = loads(bias_E)
@@ -91,13 +91,14 @@ for name, load_E, colour in (("untrained", untrained_E, ORANGE), ("balanced by a
 axis.axhline(T * K / E, color=BLACK, linestyle="--", linewidth=1, label="mean")
 axis.set(xlabel="expert, the busiest first", ylabel="rows", yscale="symlog", title="4,096 tokens over 256 experts")
 axis.set_yticks([0, 1, 10, 100, 1000], ["0", "1", "10", "100", "1,000"])
+axis.set_ylim(0, 2000)
 axis.legend()
 plt.show()
 
 # %% [markdown]
 # *Figure: rows of each expert, the busiest first, on a logarithmic axis. The untrained router's line falls from about a thousand to nothing; the balanced one is nearly level at the mean of 128, and bends only at its ends.*
 #
-# Both are wanted below. The balanced load is what a trained DeepSeek router comes near to; the skewed one is what a kernel must survive, in the first steps of a training run and whenever a prompt is all of one kind. And neither is *equal*: numbers of rows are what they are, hardly one a multiple of anything.
+# Both are wanted below. The balanced load is what DeepSeek's bias is there for; the skewed one is what a kernel must survive, in the first steps of a training run and whenever a prompt is all of one kind. And neither is *equal*: numbers of rows are what they are, hardly one a multiple of anything.
 #
 # ## Loop, padding, and neither
 #
@@ -140,7 +141,7 @@ print(f"loop: {counted['loop']:,} operations; padding: {counted['padding']}")
 print(f"ragged: {len(operations.names)} to put the pairs in order, and 3 kernels")
 
 # %% [markdown]
-# A launch costs some microseconds of the host's time, whatever it does. (Lesson 15 measures gaps between kernels in a real trace.) With thousands of launches a layer of one large model step, the loop is bound by Python and the driver. There is worse: `torch.where` in the loop asks the device how many rows there are, and so the host **waits**, once an expert.
+# A launch costs some microseconds of the host's time, whatever it does. (Unit 15 reads the gaps between kernels in a real trace.) With thousands of launches a layer, Python and the driver set the pace of the loop. There is worse: `torch.where` in the loop asks the device how many rows there are, and so the host **waits**, once an expert.
 #
 # Padding has few launches. What does it multiply?
 #
@@ -224,7 +225,8 @@ ends_E, right_ends_E = kept_E.cumsum(0), right_E.cumsum(0)
 row_P = torch.arange(512)
 whose_P, right_P = (torch.searchsorted(ends, row_P, right=True) for ends in (ends_E, right_ends_E))
 print(f"counted {kept_E.sum()} of 512 pairs: {1 - kept_E.sum() / 512:.0%} lost")
-print(f"rows that would be multiplied with another expert's weight, or none: {(whose_P != right_P).float().mean():.0%}")
+wrong = (whose_P != right_P).float().mean()
+print(f"rows that would be multiplied with another expert's weight, or none: {wrong:.0%}")
 
 # %%
 figure, axis = plt.subplots(figsize=(8, 3.3))
@@ -242,6 +244,8 @@ plt.show()
 # Atomics repair the counts. They do not repair the places: a pair that takes its place from an atomic counter gets it in the order of arrival, so rows come in another order each time. That is legal, and a debugger's nightmare. The course's `expert_offsets` uses no atomics. Each program has a span, and a row of a **table** for itself:
 
 # %%
+from course.kernels.expert_offsets import expert_offsets
+
 SPAN = 32
 met_SPE = ids_P.view(16, SPAN, 1) == torch.arange(E)
 table_SE = met_SPE.sum(1)
@@ -251,8 +255,6 @@ rank_SPE = met_SPE.long().cumsum(1) - 1  # and in the same span
 place_SPE = offsets_E1[:-1] + before_SE[:, None] + rank_SPE
 places_P = place_SPE[met_SPE]  # of each pair there is one
 with checked() as log:
-    from course.kernels.expert_offsets import expert_offsets
-
     got = expert_offsets(ids_P.view(64, 8), E)
 assert torch.equal(got.places_TK.flatten(), places_P)
 assert torch.equal(got.offsets_E1, offsets_E1)
@@ -365,29 +367,24 @@ print(f"equal to the model's grouped product and the course's kernel; {busy} of 
 # **Predict:** expert 2 has 35 rows. How many programs share in them, and how many rows has the last?
 
 # %%
-written_PN, read_EN = np.full(P * N, np.nan), np.zeros((6 * N * D,))
-weight_of = np.full(P * N, np.nan)
+written_PN, weight_of = np.full(P * N, np.nan), np.full(P * N, np.nan)
 for number, program in enumerate(dict.fromkeys(a.program for a in launch.accesses)):
     its = [a for a in launch.accesses if a.program == program]
     wrote = [a.elements for a in its if a.kind == "store"]
     if wrote:
         written_PN[np.concatenate(wrote)] = number % 20
         weight_of[np.concatenate(wrote)] = max(a.elements.max() for a in its if a.argument == "w") // (N * D)
+pictures = {"program that wrote it": (written_PN, "tab20"), "expert whose weight it read": (weight_of, "Set2")}
 figure, axes = plt.subplots(1, 2, figsize=(9, 4.2), sharey=True)
-for axis, its, colours, title in zip(
-    axes,
-    (written_PN, weight_of),
-    ("tab20", "Set2"),
-    ("program that wrote it", "expert whose weight it read"),
-    strict=True,
-):
+for axis, (title, (its, colours)) in zip(axes, pictures.items(), strict=True):
     axis.imshow(its.reshape(P, N), cmap=colours, aspect="auto", interpolation="nearest")
     for border in offsets_E1[1:-1]:
         axis.axhline(border - 0.5, color=BLACK, linewidth=1)
     axis.set(xlabel="column", title=title)
     axis.grid(visible=False)
 axes[0].set_ylabel("row, sorted by expert")
-axes[1].set_yticks((offsets_E1[:-1] + small_E / 2 - 0.5)[small_E > 0], [f"expert {e}" for e in range(6) if small_E[e]])
+middles_E = offsets_E1[:-1] + small_E / 2 - 0.5
+axes[1].set_yticks(middles_E[small_E > 0], [f"expert {e}" for e in range(6) if small_E[e]])
 plt.show()
 
 # %% [markdown]
@@ -416,10 +413,9 @@ even_E, skewed_E = torch.full((E,), 1 / E), untrained_E / untrained_E.sum()
 sizes = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
 figure, axis = plt.subplots(figsize=(8.5, 3.5))
 for block, colour in ((16, GREEN), (64, SKY), (128, BLUE)):
-    axis.plot(
-        sizes, [100 * fill(size, block, even_E, 4) for size in sizes], "o-", color=colour, label=f"tiles of {block}"
-    )
-    axis.plot(sizes, [100 * fill(size, block, skewed_E, 4) for size in sizes], "--", color=colour, linewidth=1)
+    even, skewed = ([100 * fill(size, block, share_E, 4) for size in sizes] for share_E in (even_E, skewed_E))
+    axis.plot(sizes, even, "o-", color=colour, label=f"tiles of {block}")
+    axis.plot(sizes, skewed, "--", color=colour, linewidth=1)
 axis.plot([], [], "--", color=BLACK, linewidth=1, label="the same, untrained load")
 axis.set(
     xlabel="rows an expert, on average",
@@ -430,12 +426,13 @@ axis.set_xscale("log", base=2)
 axis.set_xticks(sizes, sizes)
 axis.legend(fontsize=9)
 plt.show()
+ours = T * K / computed(balanced_E, "tiles")
 print(
-    f"128 rows an expert, tiles of 128: {fill(128, 128, even_E):.0%} full at random, {T * K / computed(balanced_E, 'tiles'):.0%} for our balanced load"
+    f"128 rows an expert, tiles of 128: {fill(128, 128, even_E):.0%} full at random, {ours:.0%} for our balanced load"
 )
 
 # %% [markdown]
-# *Figure: share of tile rows that are real against rows an expert, for tiles of 16, 64 and 128, solid for an even load and dashed for the untrained one. All rise from a few percent to above 80; taller tiles are emptier. Tiles of 128 are about two thirds full at 128 rows an expert. Skewed loads fill tiles better when rows are few, since fewer experts share them.*
+# *Figure: share of tile rows that are real against rows an expert, for tiles of 16, 64 and 128, solid for an even load and dashed for the untrained one. All rise from a few percent to above 80; taller tiles are emptier. Tiles of 128 are about two thirds full at 128 rows an expert. A skewed load fills tiles a little better where rows are few, since fewer experts share them, and a little worse where they are many.*
 #
 # Just at the mean, half of the experts have a few rows more than 128, and need a second tile for them. An even load is no protection.
 #
@@ -444,16 +441,15 @@ print(
 # **Predict:** from 2 to 16 tokens an expert there is eight times the work. How much longer does it take?
 
 # %%
-MEASURED = {2: 2667, 4: 2672, 8: 2673, 16: 2671, 32: 3249, 128: 3533, 256: 4531, 512: 7486}  # rows an expert: us
-ALONE = {1: 1297}
+ALONE, MEASURED = {1: 1297}, {2: 2667, 4: 2672, 8: 2673, 16: 2671, 32: 3249, 128: 3533, 256: 4531, 512: 7486}
+# rows an expert: microseconds
 D, F = 7168, 4096
 for rows, time in {**ALONE, **MEASURED}.items():
     if rows <= 16:
         print(f"{rows:2d} rows an expert: {time:,} us, {2 * E * rows * D * F / time / 1e6:5.0f} TFLOP/s")
 weights = E * F * D
-print(
-    f"weights of 256 experts in FP8: {weights / 1e9:.2f} GB, at least {1e6 * weights / h800.memory_roof().value:,.0f} us to read"
-)
+least = 1e6 * weights / h800.memory_roof().value
+print(f"weights of 256 experts in FP8: {weights / 1e9:.2f} GB, at least {least:,.0f} us to read")
 
 # %% [markdown]
 # No longer at all. The same 2.67 ms, to a quarter of a percent. Whoever reads 7.5 GB of weights needs 2.24 ms even at the memory's data-sheet speed, and in that time the tensor cores may multiply what they like: empty lanes are free while the weights are on their way. (With one token an expert it takes half as long. The table does not say why; perhaps its 32 tokens left about half of the
@@ -470,7 +466,8 @@ def product(rows, padded):
 
 
 span = np.unique(np.logspace(0, 10, 120, base=2).round().astype(int))
-lines = {rows: (*product(rows, rows), product(rows, rows / fill(rows, 128, even_E, 1))[1]) for rows in span.tolist()}
+padded = [rows / fill(rows, 128, even_E, 1) for rows in span.tolist()]
+lines = {rows: (*product(rows, rows), product(rows, its)[1]) for rows, its in zip(span.tolist(), padded, strict=True)}
 memory, exact, tiled = map(np.array, zip(*lines.values(), strict=True))
 figure, axis = plt.subplots(figsize=(8.5, 4))
 axis.loglog(span, memory, color=SKY, label="bytes of weights, rows and results")
@@ -489,12 +486,13 @@ plt.show()
 for label, line in (("FLOPs as sent", exact), ("tiles of 128", tiled)):
     turn = span[np.argmax(line > memory)]
     print(f"{label:14s} overtake the bytes at {turn} rows an expert, a batch of {turn * E // K:,} tokens")
+print(f"2 rows an expert: bytes {memory[span == 2][0]:,.0f} us, FLOPs of tiles of 128 {tiled[span == 2][0]:,.0f} us")
 
 # %% [markdown]
-# *Figure: time against rows an expert, both logarithmic. The bound by bytes is level at 2.2 ms and rises slowly at the right; the FLOPs of what was sent are a straight line that crosses it between 300 and 400 rows; the FLOPs of whole tiles are level at first, at half of the bytes' bound, and join that line at the right. Measurements lie above all of them, level to 16 rows and then rising.*
+# *Figure: time against rows an expert, both logarithmic. The bound by bytes is level at 2.2 ms and rises slowly at the right; the FLOPs of what was sent are a straight line that crosses it between 300 and 400 rows; the FLOPs of whole tiles are level at first, at less than half of the bytes' bound, go up in steps, and join that line at the right. Measurements lie above all of them, level to 16 rows and then rising.*
 #
-# Tiles of 128 that hold two rows need about 1.1 ms of tensor cores, and they have 2.2 ms, while memory is read. So even the tallest tile is free where rows are few. Near the crossing it is not: there the padding of the tiles comes on top of a machine that has no more to give, and a shorter tile pays. The measured times rise earlier than any single bound: between 32 and 256 rows bytes and FLOPs are both
-# near their limit, and a kernel overlaps them only in part (our reading; lesson 08 saw the same with 16 experts).
+# Tiles of 128 that hold two rows keep the tensor cores busy for less than a millisecond, and they have 2.2, while memory is read. So even the tallest tile is free where rows are few. Near the crossing it is not: there the padding of the tiles comes on top of a machine that has no more to give, and a shorter tile pays. The measured times leave the bound by bytes before any line of FLOPs reaches it. Why, they do not
+# say: where both roofs are near, a kernel overlaps reading and computing only in part (lesson 08 saw the same with 16 experts); and between 16 and 32 rows the source changes from its decoding table to its prefill table, which may be another kernel, so do not read that step as a jump.
 #
 # And a batch of more than ten thousand tokens at once, for all experts on one GPU to be busy: that is why DeepSeek shares out the experts (unit 16).
 #
@@ -524,38 +522,41 @@ def wave_bytes(experts_B, columns, group, wave=132, block=(128, 256), depth=7168
     return sum(found) / len(found)
 
 
-dense = [0] * 64  # 8,192 rows, one weight
+dense = [0] * 64  # 8,192 rows, one weight; 64 columns of tiles are N = 16,384, 16 are 4,096
 for group in (1, 2, 4, 8, 16, 64):
-    print(f"groups of {group:2d} rows of tiles: a wave reads {wave_bytes(dense, 16, group) / 1e6:4.0f} MB")
+    wide, narrow = (wave_bytes(dense, columns, group) / 1e6 for columns in (64, 16))
+    print(f"groups of {group:2d} rows of tiles: a wave reads {wide:4.0f} MB, and {narrow:4.0f} MB where N is 4,096")
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(8.5, 4), sharey=True)
 for axis, group in zip(axes, (1, 8), strict=True):
-    picture = np.full((64, 16), np.nan)
-    for number, place in enumerate(order(64, 16, group)):
+    picture = np.full((64, 64), np.nan)
+    for number, place in enumerate(order(64, 64, group)):
         picture[place] = number // 132
-    axis.imshow(np.where(picture < 4, picture, np.nan), cmap="Set2", aspect="auto", interpolation="nearest", vmax=7)
-    axis.set(xlabel="column of tiles", title=f"groups of {group}", ylim=(40, -0.5))
+    shown = np.where(picture < 4, picture, np.nan)
+    axis.imshow(shown, cmap="Set2", aspect="auto", interpolation="nearest", vmax=7)
+    axis.set(xlabel="column of tiles", title=f"groups of {group}", ylim=(16.5, -0.5))
     axis.grid(visible=False)
 axes[0].set_ylabel("row of tiles")
 figure.suptitle("The first four waves of 132 programs")
 plt.show()
 
 # %% [markdown]
-# *Figure: two maps of tiles, 16 columns wide, the first four waves each in a colour. Row after row: a wave is a band of about eight rows, all 16 columns wide, with ragged ends. In groups of eight: nearly the same band.*
+# *Figure: two maps of tiles, 64 columns wide, the first four waves each in a colour. Row after row a wave is a band two rows high that runs through all columns. In groups of eight it is a patch of eight rows and some sixteen columns.*
 #
-# A surprise to begin with: for *this* shape the order hardly matters. The result is only 16 tiles wide, so that a wave is about 8 x 16 in either order. The order matters where a row of tiles is longer than a wave's square: at 64 columns (N = 16,384) groups win by much more.
+# A long band wants few blocks of rows and every block of columns; a patch wants few of both, and so a third of the bytes. But look at the second number of each line. With N = 4,096, the width of V3's first product, a row is only 16 tiles long, a wave is about eight rows high in *any* order, and groups of eight even want a little more. The famous order is for wide results.
 #
 # And with experts? A block of weight serves the tiles of *one* expert, and no other.
 #
 # **Predict:** 8 experts with 1,024 rows each; 256 experts with one tile each. What does grouping save?
 
 # %%
+expert_B, _, height_B = tile_numbers(balanced_E, 128)
 LOADS = {
     "one weight, N 16,384": ([0] * 64, 64),
     "one weight": ([0] * 64, 16),
     "8 experts, 8 tiles each": ([e for e in range(8) for _ in range(8)], 16),
-    "balanced, 256 experts": (tile_numbers(balanced_E, 128)[0][tile_numbers(balanced_E, 128)[2] > 0].tolist(), 16),
+    "balanced, 256 experts": (expert_B[height_B > 0].tolist(), 16),
     "256 experts, a tile each": (list(range(256)), 16),
 }
 ORDERS = {"row after row": 1, "groups of 8": 8, "column after column": 10_000}
@@ -576,10 +577,10 @@ axis.legend(fontsize=9)
 plt.show()
 
 # %% [markdown]
-# *Figure: for five loads three bars, the megabytes that a wave wants row after row, in groups of eight, and column after column. For one wide weight groups save most; with one weight of 16 columns and with 8 tiles an expert groups and rows are alike and columns dearer; with a tile an expert all orders want several hundred megabytes.*
+# *Figure: for five loads three bars, the megabytes that a wave wants row after row, in groups of eight, and column after column, and a dotted line at the size of the L2, below all of them. For one wide weight groups save two thirds; with 8 tiles an expert a quarter; with one weight of 16 columns, and with 256 experts, row after row wants least. With a tile an expert each order wants 500 megabytes and more.*
 #
-# With one tile an expert no two programs share a block of weight, in any order. Then a wave reads a different block of weight for each program, and all that an order can do is share the *rows*. That is a small thing beside the weights: the famous order buys nothing here, and row after row, which reads the fewest blocks of rows, is as good as any. Grouping is for experts with many tiles, and so for large batches or few experts on a GPU. (A wave's
-# blocks pass through the L2 piece by piece, all programs being at about the same depth; they need not fit into it as a whole. Whether they keep step a CPU cannot show.)
+# With one tile an expert no two programs share a block of weight, in any order. A wave reads a different block for each program, and all that an order can do is share the *rows*, which is little beside the weights; row after row does that best. So grouping is for experts with many tiles: large batches, or few experts on a GPU. (A wave's blocks pass through the L2 piece by piece, all programs being at about the same depth, so they need not
+# fit into it as a whole. Whether they keep step a CPU cannot show.)
 #
 # ## The gather inside
 #
@@ -654,11 +655,11 @@ places_TK[2, 3] = -1
 with checked() as log:
     out_TD = combine(y_PD, places_TK, weights_TK)
 with Bytes() as traffic:
-    torch.testing.assert_close(combine_torch(y_PD, places_TK, weights_TK), out_TD)
+    eager_TD = combine_torch(y_PD, places_TK, weights_TK)
+torch.testing.assert_close(eager_TD, out_TD)
 asked = log.launches[0].load_bytes + log.launches[0].store_bytes
-print(
-    f"eager {traffic.moved / out_TD.numel():.0f} bytes an element of the result, one kernel {asked / out_TD.numel():.1f}"
-)
+eager, fused = traffic.moved / out_TD.numel(), asked / out_TD.numel()
+print(f"eager {eager:.0f} bytes an element of the result, one kernel {fused:.1f}")
 
 # %% [markdown]
 # 2 K for the rows, 2 for the result, and little besides (BF16, K = 8). It is bound by memory, so in bytes a factor of ten is the most there is to gain.
@@ -715,13 +716,15 @@ for name, its in reports.items():
 loop = reports["128 rows"].code.hot_loop()
 kinds = Counter(each.name.split(".")[0] for each in loop)
 print(f"hot loop of the tile of 128 rows: {len(loop)} instructions")
-for kind, count in kinds.most_common(8):
+for kind, count in [*kinds.most_common(7), ("HGMMA", kinds["HGMMA"])]:
     means = next(each.means for each in loop if each.name.startswith(kind))
     print(f"{count:4d} {kind:10s} {means}")
 
 # %% [markdown]
-# Below 64 rows there is no `HGMMA`: the compiler falls back to many small products that each warp loads for itself. So short tiles, which waste the fewest rows, pay with slower instructions; where the weights' bytes set the pace that may not matter, and who wins a GPU has to say. Real kernels turn the product round for few rows, weight times rows, so that the 64 of `HGMMA` lies along the weight
-# and the rows of tokens are its other, finer side.
+# Below 64 rows there is no `HGMMA`: the compiler falls back to many small products that each warp loads for itself. So short tiles, which waste the fewest rows, pay with slower instructions; where the weights' bytes set the pace that may not matter, and who wins a GPU has to say. One can also turn the product round, weight times rows, so that the 64 of `HGMMA` lies along the weight, and the rows of
+# tokens along its other, finer side.
+#
+# The tile of gate and up holds two sums in registers, 128 x 128 each, and needs 255 registers a thread, the most there are; nothing is spilled, by a hair. And in the hot loop whole numbers, for masks and addresses, outnumber four `HGMMA` by far. That looks worse than it is, since one `HGMMA` multiplies a whole slice of the tile; but masks that a full tile does not need are the first thing to take out of such a loop.
 #
 # ## What this page cannot show
 #
@@ -789,7 +792,7 @@ controls = interact(
 # - A padded batch computes as many rows as the busiest expert asks for, several times too many under an untrained router; tiles of 128 about one and a half times, under either load (counted on real text, untrained router).
 # - In step, a careless histogram loses part of its counts and sends nearly all rows to a wrong expert, though it passes in the interpreter (computed by replaying the log).
 # - From 2 to 16 tokens an expert a grouped product takes the same 2.67 ms (quoted), which is 1.2 times the bytes of its weights (computed). Tiles of 128 are free there, and not near 300 rows an expert.
-# - Grouping tiles saves bytes for one wide weight; with one tile an expert it saves none (computed).
+# - Grouping tiles saves two thirds of a wave's bytes for one wide weight; for V3's widths and one tile an expert it saves none (computed).
 # - A weighted sum by gathering moves a tenth of the eager bytes in BF16 and gives the same bits every time (counted here).
 # - For sm_90 tiles below 64 rows get no `HGMMA` (compiled here).
 #
