@@ -525,7 +525,7 @@ def wave_bytes(experts_B, columns, group, wave=132, block=(128, 256), depth=7168
 dense = [0] * 64  # 8,192 rows, one weight; 64 columns of tiles are N = 16,384, 16 are 4,096
 for group in (1, 2, 4, 8, 16, 64):
     wide, narrow = (wave_bytes(dense, columns, group) / 1e6 for columns in (64, 16))
-    print(f"groups of {group:2d} rows of tiles: a wave reads {wide:4.0f} MB, and {narrow:4.0f} MB where N is 4,096")
+    print(f"groups of {group:2d}: a wave reads {wide:4.0f} MB, and {narrow:4.0f} MB where N is 4,096")
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(8.5, 4), sharey=True)
@@ -598,9 +598,7 @@ for name, launch in zip(("gathered in the loads", "from a sorted copy"), log.lau
     print(f"{name:22s} asks for {of_x:,} bytes of rows", end="")
     print("" if launch is log.launches[0] else f", after {2 * 4 * 96 * 96:,} for the copy")
 copy, at_least = 2 * 2 * 32_768 * 7168, 2 * (E * F * D + 32_768 * (D + F))
-print(
-    f"V3, 4,096 tokens, BF16: the copy moves {copy / 1e9:.2f} GB, the product at least {at_least / 1e9:.1f} GB  (computed)"
-)
+print(f"V3, 4,096 tokens, BF16: the copy moves {copy / 1e9:.2f} GB, the product at least {at_least / 1e9:.1f} GB")
 
 # %% [markdown]
 # The same bits, without the copy. What it is worth depends on what else moves: with 4,096 tokens over all 256 experts the weights outweigh the copy by far, and the gain is a few percent. With the experts shared out over many GPUs each has few weights and many rows, and the copy weighs more.
@@ -624,9 +622,8 @@ one, other = np.zeros(1000, np.float32), np.zeros(1000, np.float32)
 for place in range(8):
     one += many[:, place]
     other += many[:, [3, 6, 1, 7, 0, 2, 5, 4][place]]
-print(
-    f"{len(np.unique(total))} different sums of 40,320 orders; two orders differ in {np.mean(one != other):.0%} of elements"
-)
+print(f"{len(np.unique(total))} different sums of 40,320 orders")
+print(f"of 1,000 elements two orders differ in {np.mean(one != other):.0%}")
 
 # %% [markdown]
 # So turn it round: each *token* gathers its rows, and adds them in the order of its slots. Nobody else writes there, no atomics, the same bits every time; and no tensor of zeros to begin with. A place of -1 is a dropped pair: its row is not read, nor its weight.
@@ -743,14 +740,15 @@ for kind, count in [*kinds.most_common(7), ("HGMMA", kinds["HGMMA"])]:
 # %%
 def knobs(tokens=4096, experts=256, height=128, uneven=0.0):
     share_E = torch.exp(uneven * torch.linspace(1, -1, experts)) / experts
-    counts_E = torch.multinomial(share_E, tokens * K * experts // E, True, generator=torch.Generator().manual_seed(1))
-    counts_E = counts_E.bincount(minlength=experts)
-    rows, tiles = int(counts_E.sum()), int(((counts_E + height - 1) // height).sum())
+    same = torch.Generator().manual_seed(1)
+    counts_E = torch.multinomial(share_E, tokens * K * experts // E, True, generator=same).bincount(minlength=experts)
+    rows, longest = int(counts_E.sum()), int(counts_E.max())
+    tiles = int(((counts_E + height - 1) // height).sum())
     moved = int((counts_E > 0).sum()) * F * D + rows * (D + 2 * F)
     times = {
         "bytes": moved / h800.memory_roof().value,
         "FLOPs, tiles": 2 * tiles * height * D * F / h800.roof("fp8").value,
-        "FLOPs, padded batch": 2 * experts * int(counts_E.max()) * D * F / h800.roof("fp8").value,
+        "FLOPs, padded batch": 2 * experts * -(-longest // height) * height * D * F / h800.roof("fp8").value,
     }
     _, axis = plt.subplots(figsize=(8, 2.2))
     bars = axis.barh(list(times), [1e3 * time for time in times.values()], color=[SKY, GREEN, ORANGE])
@@ -768,7 +766,7 @@ def knobs(tokens=4096, experts=256, height=128, uneven=0.0):
 knobs()
 
 # %% [markdown]
-# *Figure: three bars, the least time of the first product in FP8 on an H800 by its bytes, by the FLOPs of its tiles, and by those of a padded batch.*
+# *Figure: three bars, the least time of the first product in FP8 on an H800 by its bytes, by the FLOPs of its tiles, and by those of a padded batch, whose tiles are as high.*
 #
 # Run the next cell to drag them yourself (it needs a running notebook).
 

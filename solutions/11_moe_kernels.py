@@ -207,7 +207,7 @@ check("11.2", expert_places)
 # - Tile b has its expert, the **first** of its rows, and its **height**, the number of its rows, from 1 to `block`. First is the place among the sorted rows **without** gaps, as 11.2 has them.
 # - How many tiles there are only the device knows: it has the counts. So the table is as long as **any** way to share `pairs` pairs among E experts could need, and **no longer**: the least such length, which you find from `pairs`, `block` and E. The counts may add up to less than `pairs`, as some pairs were dropped.
 # - Tiles that there are not come last: expert -1, first 0, height 0.
-# - Out of bounds: `.item()`, `.tolist()`, `.numpy()`, `int()`, `float()`, `bool()` of a tensor, a tensor as an index or a range, nonzero, argwhere, masked_select, repeat_interleave. They make the host wait.
+# - Out of bounds: `.item()`, `.tolist()`, `.numpy()`, `int()`, `float()`, `bool()` of a tensor, a tensor as the bound of a slice or a range, nonzero, argwhere, masked_select, repeat_interleave. They make the host wait. (To look values up in one tensor by a tensor of indices, `a[indices]`, is fine.)
 #
 # The example is case 1: counts `[5, 0, 4, 1]`, 12 pairs, so two were dropped; block 4. Four experts can need six tiles for 12 pairs: `[9, 1, 1, 1]` does. Here there are four. aligned `[0, 8, 8, 12, 16]`, experts `[0, 0, 2, 3, -1, -1]`, firsts `[0, 4, 5, 9, 0, 0]`, heights `[4, 1, 4, 1, 0, 0]`.
 #
@@ -258,7 +258,7 @@ check("11.3", tile_table)
 # - Rows from offsets[E] on belong to nobody. They may hold NaN; their result is **0**.
 # - Add over K in float32, add the bias in float32, round once.
 # - One launch for all experts is the point. The check sees values and not launches; the last cells count them.
-# - Out of bounds: what makes the host wait (`.item()`, `.tolist()`, `int()`, a tensor as an index), and PyTorch's products.
+# - Out of bounds: what makes the host wait (`.item()`, `.tolist()`, `int()`, a tensor as the bound of a slice), and PyTorch's products.
 #
 # The example is case 1: four rows `[1, 2]`, `[3, 4]`, `[5, 6]`, `[7, 8]`, three experts, N = 1, offsets `[0, 1, 1, 3]`. Expert 0 has the weight `[[1], [0]]` and the bias 0.5, expert 1 has no rows, expert 2 has `[[0], [1]]` and -0.5. The last row is nobody's. The result is `[[1.5], [3.5], [5.5], [0]]`.
 #
@@ -463,18 +463,19 @@ check("11.6", weighted_combine)
 # %% [markdown]
 # ## A layer on your kernels
 #
-# No exercise from here on: run the cells. `mine("11.1")` is your own function once it has passed, and the course's until then; the course's is plain PyTorch, so that there is no launch to see.
+# No exercise from here on: run the cells. `mine("11.1")` is your own function once it has passed, and the course's until then.
 #
 # Here is a layer of `course.model`: 16 experts, 4 of them for each of 40 tokens, one shared expert, and a bias in the router that makes the load as uneven as it is before training has evened it out.
 
 # %%
 from dataclasses import replace
 
+from course.kernels.checked import checked
 from course.model import ModelConfig
 from course.model.moe import MoE
 
-names = {"11.1": "order", "11.2": "places", "11.3": "table", "11.5": "gate and up", "11.4": "down", "11.6": "sum"}
-own = {name: mine(name) for name in names}
+names = ("11.1", "11.2", "11.3", "11.5", "11.4", "11.6")  # in the order in which a layer needs them
+own, launches = {name: mine(name) for name in names}, {}
 
 torch.manual_seed(2)
 sizes = dict(width=96, expert_width=48, experts=16, top_k=4, shared_experts=1, groups=1, top_groups=1)
@@ -491,36 +492,39 @@ print("rows of each expert:", ids_TK.flatten().bincount(minlength=config.experts
 
 
 # %%
+def run(name, *arguments):
+    """One of your functions, in the checked interpreter; its launches are kept."""
+    with checked() as log:
+        result = own[name](*arguments)
+    launches[name] = log.launches
+    return result
+
+
 def routed(x_TD, ids_TK, weights_TK, first, held, shared_TD, block=16):
     """What the experts first ... first + held - 1 have to say about these tokens, plus what is shared."""
-    counts_E, offsets_E1, places_TK = own["11.2"](ids_TK, first, held)
-    _, experts_B, firsts_B, heights_B = own["11.3"](counts_E, ids_TK.numel(), block)
-    pairs_P = torch.full([ids_TK.numel() + 1], -1)
-    pairs_P[places_TK.flatten()] = torch.arange(ids_TK.numel())  # a place of -1 is the one more at the end
-    pairs_P[-1] = -1
-    gate_up_EFD = layer.gate_up_EFD[first : first + held]
-    down_EID = layer.down_EDI[first : first + held].transpose(1, 2).contiguous()
-    gated_PI = own["11.5"](
-        x_TD, gate_up_EFD, pairs_P[:-1].clone(), experts_B, firsts_B, heights_B, ids_TK.shape[1], block
-    )
-    y_PD = own["11.4"](gated_PI, down_EID, None, offsets_E1)
-    return own["11.6"](y_PD, places_TK, weights_TK, shared_TD), (counts_E, offsets_E1, experts_B, heights_B)
+    P, here = ids_TK.numel(), slice(first, first + held)
+    counts_E, offsets_E1, places_TK = run("11.2", ids_TK, first, held)
+    _, *tiles = run("11.3", counts_E, P, block)
+    pairs_P = torch.full([P + 1], -1)
+    pairs_P[places_TK.flatten()] = torch.arange(P)  # a place of -1 is the one more at the end
+    pairs_P = pairs_P[:-1].clone()
+    gated_PI = run("11.5", x_TD, layer.gate_up_EFD[here], pairs_P, *tiles, ids_TK.shape[1], block)
+    y_PD = run("11.4", gated_PI, layer.down_EDI[here].transpose(1, 2).contiguous(), None, offsets_E1)
+    return run("11.6", y_PD, places_TK, weights_TK, shared_TD), counts_E, tiles
 
 
 # %%
-from course.kernels.checked import checked
-
-with checked() as log:
-    got_TD, (counts_E, offsets_E1, experts_B, heights_B) = routed(
-        x_TD, ids_TK, weights_TK, 0, config.experts, layer.shared(x_TD)
-    )
+got_TD, counts_E, (experts_B, firsts_B, heights_B) = routed(
+    x_TD, ids_TK, weights_TK, 0, config.experts, layer.shared(x_TD)
+)
+whole = dict(launches)
 apart = ((got_TD - y_TD).norm() / y_TD.norm()).item()
 print(f"off from the model's layer by {apart:.0e} of its length")
 assert apart < 1e-5
-for each in log.launches:
-    print(
-        f"{each.kernel:18s} grid {list(each.grid)!s:9s} loads {each.load_bytes:9,} bytes, stores {each.store_bytes:7,}"
-    )
+for name, made in whole.items():
+    for each in made:
+        moved = f"loads {each.load_bytes:9,} bytes, stores {each.store_bytes:7,}"
+        print(f"{name} {each.kernel:18s} grid {list(each.grid)!s:9s} {moved}")
 
 # %% [markdown]
 # Equal to float32's last digits, and no launch more if there were 256 experts.
@@ -530,41 +534,37 @@ for each in log.launches:
 # From the log: each row of the down product's result, in the colour of its tile. Below it, in grey and white, whose rows they are.
 
 # %%
-import linecache
-
 import matplotlib.pyplot as plt
 
 plt.style.use("course.lesson")
-entries = {name: "".join(linecache.getlines(own[name].__code__.co_filename)) for name in names}  # your cells
-rows = int(offsets_E1[-1])
+rows, strip = dict(aspect="auto", interpolation="nearest"), int(counts_E.sum())
+tile_of_row = np.full(strip, np.nan)
+stores = [a for each in whole["11.4"] for a in each.accesses if a.kind == "store"]
+for number, program in enumerate(dict.fromkeys(a.program[0] for a in stores)):
+    touched = np.concatenate([a.elements // config.width for a in stores if a.program[0] == program])
+    tile_of_row[touched[touched < strip]] = number % 10
+owner = np.repeat(np.arange(len(counts_E)) % 2, counts_E.numpy())
 figure, axis = plt.subplots(figsize=(9.5, 2.2))
-tile_of_row = np.full(rows, np.nan)
-for launch in [each for each in log.launches if f"def {each.kernel}(" in entries["11.4"]]:
-    kept, width = [a for a in launch.accesses if a.kind == "store"], config.width
-    for number, program in enumerate(dict.fromkeys(a.program[0] for a in kept)):
-        touched = np.concatenate([a.elements for a in kept if a.program[0] == program])
-        tile_of_row[np.unique(touched // width)] = number % 10
-owner = np.repeat(np.arange(len(counts_E)) % 2, counts_E.numpy()) * 1.0
-axis.imshow(tile_of_row[None], cmap="tab10", aspect="auto", extent=(0, rows, 0, 1), interpolation="nearest")
-axis.imshow(owner[None], cmap="Greys", aspect="auto", extent=(0, rows, -0.6, -0.1), interpolation="nearest", vmax=2)
-axis.set(xlabel="row, sorted by expert", ylim=(-0.6, 1), xlim=(0, rows), title="Tiles of the down product, and experts")
+axis.imshow(tile_of_row[None], cmap="tab10", extent=(0, strip, 0, 1), **rows)
+axis.imshow(owner[None], cmap="Greys", extent=(0, strip, -0.6, -0.1), vmax=2, **rows)
+axis.set(xlabel="row, sorted by expert", ylim=(-0.6, 1), xlim=(0, strip))
+axis.set_title("Tiles of the down product, and experts")
 axis.set_yticks([0.5, -0.35], ["program", "expert"])
 axis.grid(visible=False)
 plt.show()
-there = heights_B[experts_B >= 0]
-print(f"{len(experts_B)} tiles could have been, {len(there)} are, {int((there < 16).sum())} of them are not full")
+there_B = heights_B[experts_B >= 0]
+print(f"{len(experts_B)} tiles could have been, {len(there_B)} are, {int((there_B < 16).sum())} of them are not full")
 
 # %% [markdown]
-# *Figure: a strip of all rows, sorted by expert. Above, the colour of the program that wrote a row; below, grey and white stripes for the experts. Colours change at every border of two experts, and inside a large expert after 16 rows; none crosses a border. While 11.4 is not your own, the upper strip stays empty.*
+# *Figure: a strip of all rows, sorted by expert. Above, the colour of the program that wrote a row; below, grey and white stripes for the experts. Colours change at every border of two experts, and inside a large expert after 16 rows; none crosses a border. (Where a program walks over many tiles, the strip has fewer colours.)*
 #
 # ## Two GPUs
 #
 # The same layer with its experts shared out: one GPU holds experts 0 to 7, the other 8 to 15, and each sees all tokens. What they say is added; the shared expert speaks once.
 
 # %%
-with checked():
-    one_TD, (counts_one, *_) = routed(x_TD, ids_TK, weights_TK, 0, 8, layer.shared(x_TD))
-    other_TD, (counts_other, *_) = routed(x_TD, ids_TK, weights_TK, 8, 8, None)
+one_TD, counts_one, _ = routed(x_TD, ids_TK, weights_TK, 0, 8, layer.shared(x_TD))
+other_TD, counts_other, _ = routed(x_TD, ids_TK, weights_TK, 8, 8, None)
 print(f"{int(counts_one.sum())} and {int(counts_other.sum())} rows")
 apart = ((one_TD + other_TD - y_TD).norm() / y_TD.norm()).item()
 print(f"together off from the whole layer by {apart:.0e}")
@@ -612,13 +612,14 @@ with Traffic() as traffic:
     eager_TD = eager(x_TD, ids_TK, weights_TK)
 torch.testing.assert_close(eager_TD + layer.shared(x_TD), y_TD)
 weights_bytes = int((counts_E > 0).sum()) * 3 * config.width * config.expert_width * 4
-yours = sum(each.load_bytes + each.store_bytes for each in log.launches)
+made = [each for its in whole.values() for each in its]
+moved = sum(each.load_bytes + each.store_bytes for each in made)
 print(f"eager: {traffic.calls} operations, {traffic.bytes:,} bytes")
-print(f"yours: {len(log.launches)} launches, {yours:,} bytes" if log.launches else "yours: no kernel yet")
+print(f"kernels: {len(made)} launches, {moved:,} bytes")
 print(f"weights of the experts that have rows, once: {weights_bytes:,} bytes")
 
 # %% [markdown]
-# The number of operations grows with the experts on one side and not on the other. More than half of what your kernels ask for are weights, and tiles of 16 rows ask for a weight once a tile; the eager bytes beyond that are copies, results between two operations, and a result that each expert reads and writes anew.
+# The number of operations grows with the experts on one side and not on the other. Most of what the kernels ask for are weights, and tiles of 16 rows ask for a weight once a tile; the eager bytes beyond that are copies, results between two operations, and a result that each expert reads and writes anew.
 #
 # ## The order of tiles
 #
@@ -629,10 +630,12 @@ block_bytes, GROUPS = 128 * 7168 * 2, (1, 2, 4, 8, 16, 32, 64)
 read = {group: own["11.1"](8192, 4096, 128, 128, group, 132)[1].sum(1).double().mean() for group in GROUPS}
 figure, axis = plt.subplots(figsize=(7.5, 3))
 axis.plot(GROUPS, [value * block_bytes / 1e6 for value in read.values()], "o-")
-axis.axhline(2 * 132**0.5 * block_bytes / 1e6, linestyle="--", linewidth=1, color="black", label="a square of tiles")
+square = 2 * 132**0.5 * block_bytes / 1e6
+axis.axhline(square, linestyle="--", linewidth=1, color="black", label="a square of tiles")
 axis.set_xscale("log", base=2)
 axis.set_xticks(GROUPS, GROUPS)
-axis.set(xlabel="rows of tiles in a group", ylabel="read by a wave (MB)", title="What 132 programs read together")
+axis.set(xlabel="rows of tiles in a group", ylabel="read by a wave (MB)")
+axis.set_title("What 132 programs read together")
 axis.set_ylim(0)
 axis.legend()
 plt.show()
@@ -647,12 +650,14 @@ print(f"fewest bytes with groups of {best}: {read[best] * block_bytes / 1e6:.0f}
 # Your kernels as machine code, compiled here without a GPU: registers a thread, what was spilled, shared memory, warps a program.
 
 # %%
+import linecache
+
 from course.kernels import compile_texts
 
 print(f"{'':7s}{'kernel':18s}{'registers':>10s}{'spilled':>9s}{'shared':>8s}{'warps':>7s}")
-for name, text in entries.items():
-    made = list({each.kernel: each for each in log.launches if f"def {each.kernel}(" in text}.values())
-    for c in compile_texts(text, made) if made else []:
+for name, its in whole.items():
+    text = "".join(linecache.getlines(own[name].__code__.co_filename))  # what the function was defined by
+    for c in compile_texts(text, list({each.kernel: each for each in its}.values())) if its else []:
         if c["error"]:
             print(f"{name:7s}{c['kernel']:18s} refused: {c['error']}")
         else:
@@ -660,6 +665,6 @@ for name, text in entries.items():
             print(f"{name:7s}{c['kernel']:18s}{row}")
 
 # %% [markdown]
-# *Spilled* and *shared* are bytes, a thread and a block. A plain function has no row here, nor has a kernel that is not written yet.
+# *Spilled* and *shared* are bytes, a thread and a block. A plain function has no row here.
 #
 # **Next:** lesson 12, the way back through all of this: the gradients of the rows, of the experts' weights, and of the router.
