@@ -33,19 +33,12 @@ import os
 # this lesson counts, checks and compiles; it runs no kernel on a GPU, not even where there is one
 os.environ["TRITON_INTERPRET"] = "1"
 
-import argparse
-import inspect
-from collections import Counter
-from dataclasses import replace
-
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import triton
 import triton.language as tl
-
 from course.hardware import GPUS, Work, bound
-from course.kernels.checked import KernelFault, checked
 
 plt.style.use("course.lesson")
 BLUE, ORANGE, GREEN, PINK, SKY, YELLOW, BLACK = plt.rcParams["axes.prop_cycle"].by_key()["color"]
@@ -61,6 +54,9 @@ print("course", course.__version__, "· torch", torch.__version__.split("+")[0],
 # **Predict:** 4,096 · 8 / 256 = 128 rows an expert on average. How many has the busiest?
 
 # %%
+import argparse
+import inspect
+
 T, E, K = 4096, 256, 8
 draw = torch.Generator().manual_seed(0)
 text = torch.tensor(list(inspect.getsource(argparse).encode()[: T + 3]))
@@ -184,6 +180,9 @@ plt.show()
 
 
 # %%
+from course.kernels.checked import KernelFault, checked
+
+
 @triton.jit
 def count_carelessly(ids, counts, first, SPAN: tl.constexpr):
     begin = (first + tl.program_id(0)) * SPAN
@@ -287,10 +286,8 @@ def tile_numbers(counts_E, block):
 
 small_E = torch.tensor([20, 0, 35, 7, 16, 3])
 for number, (expert, first, height) in enumerate(zip(*tile_numbers(small_E, 16), strict=True)):
-    print(
-        f"tile {number:2d}: "
-        + (f"expert {expert}, rows {first} to {first + height - 1}" if height else "nothing to do")
-    )
+    what = f"expert {expert}, rows {first} to {first + height - 1}" if height else "nothing to do"
+    print(f"tile {number:2d}: {what}")
 
 # %% [markdown]
 # Is it true that every row is in just one tile? A claim about all loads is best tried on many:
@@ -308,7 +305,7 @@ for _ in range(300):
     wanted = [(e, row) for row, e in enumerate(torch.repeat_interleave(torch.arange(12), counts_E).tolist())]
     assert sorted(found) == sorted(wanted)
     surplus.append(int((height_B == 0).sum()))
-print(f"300 loads, each row in one tile of its expert; {np.mean(surplus):.1f} surplus tiles of 12 experts on average")
+print(f"300 loads, each row in one tile of its expert; {np.mean(surplus):.1f} surplus tiles on average")
 
 # %% [markdown]
 # A surplus program loads a few offsets, finds nothing, and ends. That is the price of not asking.
@@ -359,7 +356,7 @@ torch.testing.assert_close(out_PN, grouped_product(sorted_PD, w_END, offsets_E1)
 torch.testing.assert_close(out_PN, theirs_PN)
 launch = log.launches[0]
 busy = len({a.program for a in launch.accesses if a.kind == "store"})
-print(f"equal to the model's grouped product and the course's kernel; {busy} of {np.prod(grid)} programs had rows")
+print(f"equal to the model's product and the course's kernel; {busy} of {np.prod(grid)} programs had rows")
 
 # %% [markdown]
 # No claim about tiles is as good as a look at them. From the log: which program wrote which element, and whose weight it had read for that.
@@ -409,6 +406,7 @@ def fill(per_expert, block, share_E, draws=20):
     return rows * draws / int(((counts + block - 1) // block * block).sum())
 
 
+# %%
 even_E, skewed_E = torch.full((E,), 1 / E), untrained_E / untrained_E.sum()
 sizes = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
 figure, axis = plt.subplots(figsize=(8.5, 3.5))
@@ -469,6 +467,12 @@ span = np.unique(np.logspace(0, 10, 120, base=2).round().astype(int))
 padded = [rows / fill(rows, 128, even_E, 1) for rows in span.tolist()]
 lines = {rows: (*product(rows, rows), product(rows, its)[1]) for rows, its in zip(span.tolist(), padded, strict=True)}
 memory, exact, tiled = map(np.array, zip(*lines.values(), strict=True))
+for label, line in (("FLOPs as sent", exact), ("tiles of 128", tiled)):
+    turn = span[np.argmax(line > memory)]
+    print(f"{label:14s} overtake the bytes at {turn} rows an expert, a batch of {turn * E // K:,} tokens")
+print(f"2 rows an expert: bytes {memory[span == 2][0]:,.0f} us, FLOPs of tiles of 128 {tiled[span == 2][0]:,.0f} us")
+
+# %%
 figure, axis = plt.subplots(figsize=(8.5, 4))
 axis.loglog(span, memory, color=SKY, label="bytes of weights, rows and results")
 axis.loglog(span, exact, color=GREEN, label="FLOPs of the rows that were sent")
@@ -483,10 +487,6 @@ axis.set(
 axis.set_xticks([1, 4, 16, 64, 256, 1024], ["1", "4", "16", "64", "256", "1,024"])
 axis.legend(fontsize=9, loc="lower right")
 plt.show()
-for label, line in (("FLOPs as sent", exact), ("tiles of 128", tiled)):
-    turn = span[np.argmax(line > memory)]
-    print(f"{label:14s} overtake the bytes at {turn} rows an expert, a batch of {turn * E // K:,} tokens")
-print(f"2 rows an expert: bytes {memory[span == 2][0]:,.0f} us, FLOPs of tiles of 128 {tiled[span == 2][0]:,.0f} us")
 
 # %% [markdown]
 # *Figure: time against rows an expert, both logarithmic. The bound by bytes is level at 2.2 ms and rises slowly at the right; the FLOPs of what was sent are a straight line that crosses it between 300 and 400 rows; the FLOPs of whole tiles are level at first, at less than half of the bytes' bound, go up in steps, and join that line at the right. Measurements lie above all of them, level to 16 rows and then rising.*
@@ -645,6 +645,7 @@ class Bytes(Operations):
         return result
 
 
+# %%
 y_PD = torch.randn(64, 1024, generator=draw).bfloat16()
 places_TK = torch.randperm(64, generator=draw).view(8, 8)
 weights_TK = torch.rand(8, 8, generator=draw)
@@ -666,6 +667,8 @@ print(f"eager {eager:.0f} bytes an element of the result, one kernel {fused:.1f}
 # Order, gate and up with SwiGLU, down, weighted sum: `routed_experts` puts it together. Against a layer of `course.model` with the same weights:
 
 # %%
+from dataclasses import replace
+
 from course.model import ModelConfig
 from course.model.moe import MoE
 
@@ -691,6 +694,8 @@ for experts in (8, 32):
 # **Predict:** tiles of 16, 32, 64 and 128 rows. Which of them get `HGMMA`? Which needs most registers?
 
 # %%
+from collections import Counter
+
 from course.hardware.report import report
 from course.kernels.catalogue import example
 
@@ -753,11 +758,8 @@ def knobs(tokens=4096, experts=256, height=128, uneven=0.0):
     _, axis = plt.subplots(figsize=(8, 2.2))
     bars = axis.barh(list(times), [1e3 * time for time in times.values()], color=[SKY, GREEN, ORANGE])
     axis.bar_label(bars, fmt="%.2f", padding=4, fontsize=9)
-    axis.set(
-        xlabel="least time (ms)",
-        title=f"{rows:,} rows, {tiles:,} tiles of {height}, {rows / tiles / height:.0%} full",
-        xlim=(0, 1.15e3 * max(times.values())),
-    )
+    axis.set(xlabel="least time (ms)", xlim=(0, 1.15e3 * max(times.values())))
+    axis.set_title(f"{rows:,} rows, {tiles:,} tiles of {height}, {rows / tiles / height:.0%} full")
     axis.invert_yaxis()
     axis.grid(axis="y", visible=False)
     plt.show()

@@ -111,7 +111,7 @@ check("11.1", tile_order)
 #
 # - `counts[e]`: how many pairs the e-th expert **here** has (global number first + e).
 # - `offsets[e]`: where its rows begin, if all rows lie one expert after the other without gaps. `offsets[0]` is 0, `offsets[held]` the number of all rows.
-# - `places[t, k]`: the row of pair (t, k). **Within an expert pairs keep their order**: by token, then by slot. A pair that belongs to no expert here (another GPU's, or -1) has the place **-1**.
+# - `places[t, k]`: the row of pair (t, k). **Within an expert pairs keep their order**: by token, then by slot. A pair that belongs to no expert here (an id below `first`, -1 too, or from `first + held` on) has the place **-1**.
 # - **No race, no atomics.** A load, an addition and a store to one counter from two programs lose updates; the interpreter runs one program after the other and would not show it, but it writes down who touched what, and the check refuses it. Atomic counters do not lose anything, but hand out places in the order in which programs arrive, so the
 #   rows would come in another order each time: `tl.atomic_*` is out of bounds.
 # - So is PyTorch's counting: sort, argsort, topk, sum, cumsum, bincount, histc, unique, searchsorted, bucketize, scatter, index_add, index_put, nonzero, count_nonzero, one_hot. It may allocate, fill and view.
@@ -122,7 +122,7 @@ check("11.1", tile_order)
 #
 # | | shape | |
 # |---|---|---|
-# | `ids_TK` | `[T, K]` int64 | global numbers of experts; any below `first`, -1 too, or from `first + held` on is none of ours |
+# | `ids_TK` | `[T, K]` int64 | global numbers of experts, or -1 |
 # | `first`, `held` | int | 0 or more; 1 or more |
 # | returns `counts` | `[held]` int64 | zeros where there is no pair |
 # | returns `offsets` | `[held + 1]` int64 | |
@@ -556,7 +556,7 @@ there_B = heights_B[experts_B >= 0]
 print(f"{len(experts_B)} tiles could have been, {len(there_B)} are, {int((there_B < 16).sum())} of them are not full")
 
 # %% [markdown]
-# *Figure: a strip of all rows, sorted by expert. Above, the colour of the program that wrote a row; below, grey and white stripes for the experts. Colours change at every border of two experts, and inside a large expert after 16 rows; none crosses a border. (Where a program walks over many tiles, the strip has fewer colours.)*
+# *Figure: a strip of all rows, sorted by expert. Above, the colour of the program that wrote a row; below, grey and white stripes for the experts. Colours change at every border of two experts, and inside a large expert after each full tile; none crosses a border. (Where a program walks over many tiles, the strip has fewer colours.)*
 #
 # ## Two GPUs
 #
@@ -608,6 +608,7 @@ def eager(x_TD, ids_TK, weights_TK):
     return y_TD
 
 
+# %%
 with Traffic() as traffic:
     eager_TD = eager(x_TD, ids_TK, weights_TK)
 torch.testing.assert_close(eager_TD + layer.shared(x_TD), y_TD)
