@@ -12,19 +12,26 @@ grouped        sort, one grouped product, combine (`course.model.MoE`)
 transformers   MixtralSparseMoeBlock with its default back end, `grouped_mm`
 dense twin     one SwiGLU with the same FLOPs a token and no routing: the roof
 
+What backward needs is counted as well, without being timed: bytes that the forward pass keeps for it, as the grouped layer
+does it and as the layer on Triton kernels does, which computes gate and up again (interpreted kernels have no speed).
+
 Outputs and all gradients are compared with transformers' before anything is timed. The ways take turns within a round,
 so that a slow moment of the machine hits them all. A time is the median over rounds; a ratio is the median of the
 ratios within a round, with its quartiles.
 """
 
 import argparse
+import copy
 import os
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+if __name__ == "__main__":
+    os.environ["TRITON_INTERPRET"] = "1"  # launches are planned here, also where there is a GPU
 
 import record
 import torch
@@ -34,6 +41,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from course.kernels.planned import launches_of
 from course.model import (
     ModelConfig,
     MoE,
@@ -109,6 +117,34 @@ def assert_equal(methods: dict[str, Callable], leaves: list[Tensor], seed_TD: Te
     return worst
 
 
+def kept_bytes(forward: Callable[[], object], there: list[Tensor]) -> int:
+    """Bytes that a forward pass keeps for backward: each storage once, and none of those that are there anyhow."""
+    seen: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        seen[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        forward()
+    for tensor in there:
+        seen.pop(tensor.untyped_storage().data_ptr(), None)
+    return sum(tensor.untyped_storage().nbytes() for tensor in seen.values())
+
+
+def kept(moe: MoE, x_TD: Tensor) -> dict[str, float]:
+    """What the layer keeps beside its weights, grouped and on kernels, in bytes, and the one over the other.
+
+    The kernels' launches are only planned: what is kept depends on no number that they compute.
+    """
+    fused, weights = copy.copy(moe), list(moe.parameters())
+    fused.config = replace(moe.config, kernels="triton")
+    found: list[int] = []
+    launches_of(lambda: found.append(kept_bytes(lambda: fused(x_TD), weights)))
+    grouped = kept_bytes(lambda: moe(x_TD), weights)
+    return {OURS: grouped, "kernels": found[0], "ratio": round(grouped / found[0], 2)}
+
+
 def measure(experts: int, tokens: int, rounds: int) -> dict:
     torch.manual_seed(experts)
     config = ModelConfig(experts=experts, top_k=2, expert_width=128)
@@ -131,6 +167,7 @@ def measure(experts: int, tokens: int, rounds: int) -> dict:
     return {
         "experts": experts,
         "worst_relative_error": error,
+        "kept_bytes": kept(moe, x_TD),
         "milliseconds": {name: quartiles([1e3 * s for s in times]) for name, times in seconds.items()},
         "times_transformers": {name: ratios(times, seconds[PEER]) for name, times in seconds.items()},
         "loop_over_grouped": ratios(seconds["loop"], seconds[OURS]),
@@ -153,10 +190,12 @@ def show(results: list[dict], console: Console) -> None:
     for name in results[0]["times_transformers"]:
         table.add_column(name if name != PEER else f"{PEER} [ms]", justify="right")
     table.add_column("loop / grouped", justify="right")
+    table.add_column("kept [MB]: grouped, kernels", justify="right")
     for row in results:
         cells = [f"{r['median']:.2f} ({r['low']:.2f}-{r['high']:.2f})" for r in row["times_transformers"].values()]
         cells[list(row["times_transformers"]).index(PEER)] = f"{row['milliseconds'][PEER]['median']:.1f}"
-        table.add_row(str(row["experts"]), *cells, f"{row['loop_over_grouped']['median']:.2f}")
+        kept_MB = [f"{row['kept_bytes'][who] / 1e6:.1f}" for who in (OURS, "kernels")]
+        table.add_row(str(row["experts"]), *cells, f"{row['loop_over_grouped']['median']:.2f}", ", ".join(kept_MB))
     console.print(table)
 
 

@@ -9,7 +9,7 @@ dw is a sum over all tiles of I: each tile writes its part of it, and a second k
 
 Kept from the forward pass are x, the ids and the weights, nothing that is longer for a pair than one number: with D 7168,
 I 2048, K 8 in bfloat16 14 KB a token, which the layer before keeps anyhow. Eager keeps the gathered rows, gate and
-up, silu, a, y and y in float32, 4 I + 4 D elements a pair more: 530 KB a token.
+up, silu, a, y, and y times its weight in float32: 4 D + 4 I elements a pair more, 590 KB a token.
 
 Elements moved a pair, beside the experts' weights:
   eager   gathers dout (2 D), times w (2 D), times y and summed (3 D, D), product (D + I), SwiGLU's, if it is one kernel

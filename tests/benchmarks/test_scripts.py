@@ -7,6 +7,7 @@ import dense_vs_moe
 import moe_layer
 import pytest
 import router_collapse
+import torch
 
 from course.training import data
 from course.training.log import Row
@@ -35,8 +36,24 @@ def test_the_layer_benchmark_compares_before_it_times(tmp_path):
     assert all(row["worst_relative_error"] < 1e-5 for row in record["results"])
     assert all(row["times_transformers"]["transformers"]["median"] == 1 for row in record["results"])
     assert "loop / grouped" in shown
+    for row in record["results"]:
+        T, D, width, E, P = 64, 128, 128, row["experts"], 2 * 64
+        around = 4 * T * D + 4 * T * E  # x, scores
+        grouped = around + 4 * P * (3 * D + 4 * width) + 8 * T * 3 + 28 * P + 4 * P + 4 * T + 8 * E
+        kernels = around + 4 * T * E + 28 * P + 8 * (E + 1)  # logits, the order, offsets
+        assert row["kept_bytes"] == {"grouped": grouped, "kernels": kernels, "ratio": round(grouped / kernels, 2)}
+        assert row["kept_bytes"]["ratio"] > 11
     assert record["command"].endswith("--tokens 64 --rounds 2")
     assert record["machine"]["cores"] >= 1
+
+
+def test_what_backward_needs_is_counted_once_and_not_where_it_is_there_anyhow():
+    x, weight = torch.randn(6, 4, requires_grad=True), torch.randn(4, requires_grad=True)
+    assert moe_layer.kept_bytes(lambda: x * weight, []) == 4 * 24 + 4 * 4
+    assert moe_layer.kept_bytes(lambda: x * weight, [weight]) == 4 * 24
+    assert moe_layer.kept_bytes(lambda: (x * weight) * (x[1:3] * weight).sum(), [weight]) == 4 * (24 + 24 + 1)
+    with torch.no_grad():
+        assert moe_layer.kept_bytes(lambda: x * weight, []) == 0
 
 
 def test_a_goal_is_met_or_missed_by_the_slowest_size():
