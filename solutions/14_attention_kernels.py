@@ -33,7 +33,7 @@
 # - Kernels run in an interpreter on the CPU that tells of lanes outside a tensor, of two programs at one element, and of NaN in what was never loaded or written. An answer that is right is then compiled for an H100 (sm_90), without a GPU.
 # - All tensors are contiguous, those you get and those you return. **Compute in float32**, and round once, at the end, unless the text says otherwise.
 # - The arithmetic belongs in kernels. Beside them PyTorch may allocate, fill, view, copy, cast, count, compare, and add up partial results; what else makes more than one floating-point number there does not
-#   pass. Results have memory of their own. PyTorch's softmax, logsumexp and attention are out of bounds.
+#   pass: no `masked_fill` and no indexing with a tensor, for instance. A single number may leave through `int(...)`, a list may not. Results have memory of their own, not that of an argument. PyTorch's softmax, logsumexp and attention are out of bounds.
 # - `tl.dot` wants sizes of 16 and more, and powers of two: pad with masked lanes. For float32 tiles say `input_precision="ieee"`, or a chip cuts them to TF32, with 10 bits; the interpreter would not show it.
 # - In large models offsets pass $2^{31}$: let those that grow with positions or pages be int64. (The checks are too small to see it.)
 # - **A log** is the natural logarithm of the sum that a softmax divides by, $\log \sum_n e^{\textit{score}_n}$, float32, that of the scores as they are and not relative to the largest; where nothing is summed it is minus infinity.
@@ -71,7 +71,7 @@ import triton.language as tl
 # $$\textit{pooled}_s = \sum_n \frac{e^{\textit{score}_n}}{e^{\textit{log}_s}}\, \textit{values}_n \qquad \textit{log}_s = \log \sum_n e^{\textit{score}_n}$$
 #
 # - **In one pass:** scores and values are read once, block by block, with a largest score, a sum and a vector that are carried along. What was added before a new largest has to be rescaled, all of it. (The check sees values; the last cells of this lab count bytes.)
-# - Scores may be **minus infinity**: closed positions. Their values do not count, **whatever they hold**, NaN and infinity too: $0 \cdot \mathrm{NaN}$ is NaN. They are not loaded.
+# - Scores may be **minus infinity**: closed positions. Their values do not count, **whatever they hold**, NaN and infinity too: $0 \cdot \mathrm{NaN}$ is NaN. So do not load them: no bytes, and nothing to remove.
 # - A segment may be empty, or have closed positions alone: its pooled row is 0, its log minus infinity.
 # - Scores may lie around 120 or -120. D is any number from 1 up to a few hundred. The offsets begin with 0, end with N, and never fall; S is at least 1.
 # - Values are float32 or bfloat16; a bfloat16 result has to be the nearest bfloat16, and one number in 50 may be its neighbour. So weights stay float32 here.
@@ -143,7 +143,7 @@ check("14.1", attention_pool)
 # - Query head h reads key head **h // (H / G)**: neighbours share. H is a multiple of G, and N is S or more.
 # - C and V are any two numbers from 1 to 128, and need not be equal. The score of a query and a key is `scale` times their product.
 # - A tile of queries need not look at keys that none of them sees. The check sees values and not bytes; the last cells of this lab count.
-# - With a window the *first* block of a tile may hold no key at all for its later queries.
+# - With a window the *first* block of a tile may hold no key at all for its later queries (where a block is shorter than the tile, or begins earlier).
 # - **bfloat16**: a tensor core wants both factors in bfloat16, so the weights may be rounded to it before they meet the values, and the result is compared to 5e-3 of its norm. Sum and log are not made of rounded weights: the log is compared to 1e-5.
 #
 # The example is case 1: one sequence, one head, S = 3 and N = 4, C = 1, V = 2, window 2, scale 1. Queries are 0, 0, 1, keys 0, 0, 0, ln 3, values `[8, 0]`, `[0, 4]`, `[6, 2]`, `[2, 6]`. The query at position 1 sees keys 0 and 1, equally: `[4, 2]`, its log is ln 2. That at 2 sees keys 1 and 2:
@@ -228,7 +228,7 @@ check("14.2", flash_forward)
 # $$\textit{log} = \log\Bigl(e^{\textit{sink}} + \sum_j e^{\textit{lse}_j}\Bigr) \qquad \textit{out} = \sum_j e^{\textit{lse}_j - \textit{log}}\, \textit{part}_j$$
 #
 # - Of sequence b only the **first `counts_B[b]`** splits were written, from 0 up to J. What lies behind them is what an earlier step left there: numbers, or anything.
-# - A split that was written may have been **empty**: its log is minus infinity, and its part was never filled. It may hold NaN, and must not be read.
+# - A split that was written may have been **empty**: its log is minus infinity, and its part was never filled. It may hold NaN: leave it out of the sum, and best unread.
 # - The **sink** of a head is one more log in the sum, with no value: gpt-oss learns one a head, so that a head may look away (exercise 06.2). It belongs to the whole softmax, so it is added here, once, and not in every split. Minus infinity: the head has none.
 # - Where there is neither a split nor a sink, out is 0 and the log minus infinity.
 # - Logs may lie around 130 or -130. All is float32. J, H and V are 1 or more, V up to a few hundred; B may be 0.
@@ -394,7 +394,7 @@ check("14.4", mla_decode_paged)
 # - Sequence b has `lengths_B[b]` positions, 0 to N; the rows of `k_BNC` behind them do not count. Its S queries are the last of these positions: query s stands at position `lengths_B[b] - S + s`, and **sees the keys up to and including its own**. Where that is negative, it sees none.
 # - Return, for each query, the positions of its `top` best scores, **the best first; of equal scores the earlier position first**. Ties are common: with which every head disagrees has score 0. Weights may be negative, so scores may be, too.
 # - Where a query sees fewer than `top` keys, the places left are **-1**. `top` may exceed N.
-# - The cases hold small whole numbers, halves and quarters, so that every sum is exact in float32, in any order: your indices must be the reference's, ties included. N is at most some hundreds here: a program may hold a whole row of scores.
+# - The cases hold whole numbers and quarters, so that every sum is exact in float32, in any order, and not in bfloat16: your indices must be the reference's, ties included. N is at most some hundreds here: a program may hold a whole row of scores.
 # - PyTorch's topk, sort and argmax are out of bounds; those of Triton are not, but `tl.sort` and `tl.topk` are slow in the interpreter. A loop over `top` with `tl.argmax` is enough.
 #
 # The example is case 1: one query of two heads, `[1, 0]` with weight 1 and `[0, 1]` with weight -1. The keys are `[2, 1]`, `[-1, 3]`, `[1, 0]`, `[3, 3]`, `[9, 0]`, the length is 4. The scores are 2 - 1 = 1, 0 - 3 = -3, 1 and 0; the last key does not count. The three best: `[0, 2, 3]`.

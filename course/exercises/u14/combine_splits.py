@@ -15,6 +15,7 @@ EDGES = [  # J, B, H, V, what the logs are like
     (3, 2, 2, 5, "low"),  # exp underflows
     (37, 1, 2, 8, "wide"),  # many splits; one outweighs all others
     (3, 0, 2, 4, "plain"),  # no sequences
+    (4, 2, 3, 6, "sink"),  # a sink far above all logs
 ]
 
 
@@ -27,12 +28,12 @@ def inputs(rng, number):
         J, B, H, V, kind = EDGES[number - 1]
     else:
         J, B, H, V = (int(rng.integers(1, most)) for most in (9, 4, 4, 40))
-        kind = str(rng.choice(["plain", "empty", "high", "low"]))
+        kind = str(rng.choice(["plain", "empty", "high", "low", "sink"]))
     shift = {"high": 130.0, "low": -130.0}.get(kind, 0.0)
     parts_JBHV = torch.tensor(rng.normal(size=(J, B, H, V)) + 0.5).float()
     lses_JBH = torch.tensor(rng.normal(size=(J, B, H)) * (20 if kind == "wide" else 1.5) + shift).float()
     counts_B = torch.tensor(rng.integers(1, J + 1, size=B), dtype=torch.int64)
-    sinks_H = torch.tensor(rng.normal(size=H) + shift).float()
+    sinks_H = torch.tensor(rng.normal(size=H) + (130.0 if kind == "sink" else shift)).float()
     sinks_H[H // 2 :] = -torch.inf  # no sink
     if kind == "empty":
         counts_B[0], counts_B[-1] = J, 0
@@ -214,7 +215,7 @@ EXERCISE = Exercise(
     difficulty=3,
     spine=False,
     inputs=inputs,
-    cases=9,
+    cases=10,
     reference=reference,
     compare=same("out", "logs"),
     misconceptions=(

@@ -9,13 +9,15 @@ from course.checking.compare import same
 from course.checking.exercise import Exercise, Misconception
 
 BF16, FP32 = torch.bfloat16, torch.float32
-EDGES = [  # lengths, S, N, H, C, top, dtype
+EDGES = [  # lengths, S, N, H, C, top, dtype; many positions come with numbers that bfloat16 would round
     ([40, 9], 3, 45, 4, 20, 6, FP32),  # odd, lengths of their own
     ([5], 5, 5, 2, 8, 8, BF16),  # fewer positions than wanted, each query sees one more
     ([2, 0], 4, 10, 3, 5, 3, FP32),  # queries that stand before the first position
     ([64], 2, 64, 17, 16, 5, BF16),
     ([30, 90], 1, 90, 1, 1, 1, FP32),
+    ([300, 280], 1, 300, 2, 2, 6, FP32),
 ]
+MANY, WIDE = 256, 600  # sums stay below 2**24 quarters
 
 
 def inputs(rng, number):
@@ -36,9 +38,16 @@ def inputs(rng, number):
             rng.integers(0, N + 1, size=int(rng.integers(1, 3))).tolist(),
             (BF16, FP32)[int(rng.integers(2))],
         )
-    B = len(lengths)  # small whole numbers: every sum is exact, and ties are many
-    q_BSHC, k_BNC = (torch.tensor(rng.integers(-2, 3, size=size)).to(dtype) for size in ((B, S, H, C), (B, N, C)))
+    B, most = (
+        len(lengths),
+        WIDE if N > MANY else 2,
+    )  # whole numbers: every sum is exact, and ties of small ones are many
+    sizes = (B, S, H, C), (B, N, C)
+    q_BSHC, k_BNC = (torch.tensor(rng.integers(-most, most + 1, size=size)).to(dtype) for size in sizes)
     weight_BSH = torch.tensor(rng.integers(-2, 5, size=(B, S, H)) / 4).float()
+    if N > MANY:
+        weight_BSH = torch.tensor(rng.integers(1, 5, size=(B, S, H)) / 4).float()
+        weight_BSH[-1] *= -1  # what it sees scores far below zero
     return {
         "q_BSHC": q_BSHC,
         "k_BNC": k_BNC,
@@ -227,7 +236,7 @@ EXERCISE = Exercise(
     difficulty=3,
     spine=False,
     inputs=inputs,
-    cases=7,
+    cases=8,
     reference=reference,
     compare=same("positions"),
     misconceptions=(
