@@ -1,0 +1,1 @@
+"""Unit 12, the way back through the experts."""
