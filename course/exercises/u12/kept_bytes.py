@@ -9,7 +9,7 @@ EDGES = [  # policy, counts, tokens, slots, width, hidden, itemsize, granule, co
     ("eager", [3, 0, 130], 80, 2, 200, 130, 2, 512, False),
     ("gate_up", [128, 256, 0, 1], 200, 2, 256, 128, 2, 512, True),
     ("inputs", [0, 0, 0], 5, 3, 7, 9, 4, 64, False),  # all dropped
-    ("fp8", [0, 0, 4], 2, 2, 129, 127, 2, 1, True),
+    ("fp8", [129, 0, 4], 70, 2, 129, 127, 2, 1, True),
     ("eager", [0, 0], 0, 2, 16, 16, 4, 512, False),  # no tokens
     ("fp8", [256] * 256, 8192, 8, 7168, 2048, 2, 512, True),  # one layer of DeepSeek-V3
     ("eager", [256] * 256, 8192, 8, 7168, 2048, 2, 512, False),
@@ -45,7 +45,8 @@ def reference(policy, counts_E, tokens, top_k, width, hidden, itemsize, granule,
         kept["gate_up"] = 2 * rows * hidden * (1 if fp8 else itemsize)
     if policy == "eager":
         kept |= {"rows": rows * width * itemsize, "silu": rows * hidden * itemsize}
-        kept |= {"activation": rows * hidden * itemsize, "y": 4 * rows * width}
+        kept |= {"activation": rows * hidden * itemsize, "y": rows * width * itemsize}
+        kept["weighted"] = 4 * rows * width
     if fp8:
         kept["x_scales"] = 4 * tokens * -(-width // 128)
         kept["gate_up_scales"] = 4 * rows * 2 * -(-hidden // 128)
@@ -71,7 +72,8 @@ def with_a_table(policy, counts_E, tokens, top_k, width, hidden, itemsize, granu
         ("rows", "eager", R * D, itemsize),
         ("silu", "eager", R * I, itemsize),
         ("activation", "eager", R * I, itemsize),
-        ("y", "eager", R * D, 4),
+        ("y", "eager", R * D, itemsize),
+        ("weighted", "eager", R * D, 4),
         ("x_scales", "fp8", T * tiles(D), 4),
         ("gate_up_scales", "fp8", 2 * R * tiles(I), 4),
         ("columns", "fp8" if columns else "", R * D, 1),
@@ -91,7 +93,7 @@ def a_row_a_token(policy, counts_E, tokens, top_k, width, hidden, itemsize, gran
         kept["gate_up"] = 2 * R * hidden * narrow
     if policy == "eager":
         kept |= {"rows": R * width * itemsize, "silu": R * hidden * itemsize, "activation": R * hidden * itemsize}
-        kept["y"] = 4 * R * width
+        kept |= {"y": R * width * itemsize, "weighted": 4 * R * width}
     if policy == "fp8":
         kept |= {"x_scales": 4 * tokens * -(-width // 128), "gate_up_scales": 8 * R * -(-hidden // 128)}
         if columns:
@@ -109,7 +111,7 @@ def dropped_pairs_kept(policy, counts_E, tokens, top_k, width, hidden, itemsize,
         kept["gate_up"] = 2 * R * hidden * narrow
     if policy == "eager":
         kept |= {"rows": R * width * itemsize, "silu": R * hidden * itemsize, "activation": R * hidden * itemsize}
-        kept["y"] = 4 * R * width
+        kept |= {"y": R * width * itemsize, "weighted": 4 * R * width}
     if policy == "fp8":
         kept |= {"x_scales": 4 * tokens * -(-width // 128), "gate_up_scales": 8 * R * -(-hidden // 128)}
         if columns:
@@ -127,7 +129,7 @@ def tables_of_int32(policy, counts_E, tokens, top_k, width, hidden, itemsize, gr
         kept["gate_up"] = 2 * R * hidden * narrow
     if policy == "eager":
         kept |= {"rows": R * width * itemsize, "silu": R * hidden * itemsize, "activation": R * hidden * itemsize}
-        kept["y"] = 4 * R * width
+        kept |= {"y": R * width * itemsize, "weighted": 4 * R * width}
     if policy == "fp8":
         kept |= {"x_scales": 4 * tokens * -(-width // 128), "gate_up_scales": 8 * R * -(-hidden // 128)}
         if columns:
@@ -145,7 +147,7 @@ def gate_alone(policy, counts_E, tokens, top_k, width, hidden, itemsize, granule
         kept["gate_up"] = R * hidden * narrow
     if policy == "eager":
         kept |= {"rows": R * width * itemsize, "silu": R * hidden * itemsize, "activation": R * hidden * itemsize}
-        kept["y"] = 4 * R * width
+        kept |= {"y": R * width * itemsize, "weighted": 4 * R * width}
     if policy == "fp8":
         kept |= {"x_scales": 4 * tokens * -(-width // 128), "gate_up_scales": 8 * R * -(-hidden // 128)}
         if columns:
@@ -155,7 +157,7 @@ def gate_alone(policy, counts_E, tokens, top_k, width, hidden, itemsize, granule
     return kept | {"total": sum(kept.values())}
 
 
-def y_as_narrow_as_x(policy, counts_E, tokens, top_k, width, hidden, itemsize, granule, columns):
+def weighted_as_narrow_as_x(policy, counts_E, tokens, top_k, width, hidden, itemsize, granule, columns):
     R, narrow = sum(counts_E), 1 if policy == "fp8" else itemsize
     kept = {"weights": 4 * tokens * top_k, "places": 8 * tokens * top_k, "pairs": 8 * R}
     kept |= {"offsets": 8 * (len(counts_E) + 1), "x": tokens * width * narrow}
@@ -163,7 +165,7 @@ def y_as_narrow_as_x(policy, counts_E, tokens, top_k, width, hidden, itemsize, g
         kept["gate_up"] = 2 * R * hidden * narrow
     if policy == "eager":
         kept |= {"rows": R * width * itemsize, "silu": R * hidden * itemsize, "activation": R * hidden * itemsize}
-        kept["y"] = R * width * itemsize
+        kept |= {"y": R * width * itemsize, "weighted": R * width * itemsize}
     if policy == "fp8":
         kept |= {"x_scales": 4 * tokens * -(-width // 128), "gate_up_scales": 8 * R * -(-hidden // 128)}
         if columns:
@@ -181,7 +183,7 @@ def scales_rounded_down(policy, counts_E, tokens, top_k, width, hidden, itemsize
         kept["gate_up"] = 2 * R * hidden * narrow
     if policy == "eager":
         kept |= {"rows": R * width * itemsize, "silu": R * hidden * itemsize, "activation": R * hidden * itemsize}
-        kept["y"] = 4 * R * width
+        kept |= {"y": R * width * itemsize, "weighted": 4 * R * width}
     if policy == "fp8":
         kept |= {"x_scales": 4 * tokens * (width // 128), "gate_up_scales": 8 * R * (hidden // 128)}
         if columns:
@@ -199,7 +201,7 @@ def tiles_across_gate_and_up(policy, counts_E, tokens, top_k, width, hidden, ite
         kept["gate_up"] = 2 * R * hidden * narrow
     if policy == "eager":
         kept |= {"rows": R * width * itemsize, "silu": R * hidden * itemsize, "activation": R * hidden * itemsize}
-        kept["y"] = 4 * R * width
+        kept |= {"y": R * width * itemsize, "weighted": 4 * R * width}
     if policy == "fp8":
         kept |= {"x_scales": 4 * tokens * -(-width // 128), "gate_up_scales": 4 * R * -(-2 * hidden // 128)}
         if columns:
@@ -217,7 +219,7 @@ def tiles_across_experts(policy, counts_E, tokens, top_k, width, hidden, itemsiz
         kept["gate_up"] = 2 * R * hidden * narrow
     if policy == "eager":
         kept |= {"rows": R * width * itemsize, "silu": R * hidden * itemsize, "activation": R * hidden * itemsize}
-        kept["y"] = 4 * R * width
+        kept |= {"y": R * width * itemsize, "weighted": 4 * R * width}
     if policy == "fp8":
         kept |= {"x_scales": 4 * tokens * -(-width // 128), "gate_up_scales": 8 * R * -(-hidden // 128)}
         if columns:
@@ -235,7 +237,7 @@ def only_the_total_rounded(policy, counts_E, tokens, top_k, width, hidden, items
         kept["gate_up"] = 2 * R * hidden * narrow
     if policy == "eager":
         kept |= {"rows": R * width * itemsize, "silu": R * hidden * itemsize, "activation": R * hidden * itemsize}
-        kept["y"] = 4 * R * width
+        kept |= {"y": R * width * itemsize, "weighted": 4 * R * width}
     if policy == "fp8":
         kept |= {"x_scales": 4 * tokens * -(-width // 128), "gate_up_scales": 8 * R * -(-hidden // 128)}
         if columns:
@@ -279,10 +281,9 @@ EXERCISE = Exercise(
             "It looks like rows of length I for gate_up. Gate and up lie in one row of 2 I.",
         ),
         Misconception(
-            "y-as-narrow-as-x",
-            y_as_narrow_as_x,
-            "It looks like the experts' results in x's dtype. Eager multiplies them by float32 weights, and keeps what it multiplied: 4 "
-            "bytes.",
+            "weighted-as-narrow-as-x",
+            weighted_as_narrow_as_x,
+            "It looks like weighted results in x's dtype. The weights are float32, and so is what is multiplied by them: 4 bytes.",
         ),
         Misconception(
             "scales-rounded-down",

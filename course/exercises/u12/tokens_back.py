@@ -12,11 +12,12 @@ BF16, FP32 = torch.bfloat16, torch.float32
 EDGES = [  # tokens, slots, experts, D, F, dtype, share of dropped pairs, with what arrives by other ways, who is chosen
     (9, 2, 3, 20, 18, BF16, 0.3, True, "plain"),
     (0, 2, 3, 8, 6, FP32, 0.0, True, "plain"),  # no tokens
-    (5, 1, 2, 33, 4, FP32, 0.0, False, "plain"),  # one slot
+    (5, 1, 2, 129, 4, FP32, 0.0, False, "plain"),  # one slot, and wider than a block
     (40, 2, 4, 17, 10, FP32, 0.1, True, "one"),  # all rows are one expert's, three tiles of them
     (4, 3, 5, 3, 2, BF16, 1.0, True, "plain"),  # all dropped
     (3, 2, 6, 1, 2, FP32, 0.2, False, "plain"),  # more experts than rows
     (6, 2, 2, 40, 70, BF16, 0.2, True, "plain"),  # more than one step along F
+    (44, 3, 3, 9, 6, FP32, 0.0, False, "tight"),  # a row more than whole tiles of 32 for each expert
 ]
 
 
@@ -39,6 +40,8 @@ def inputs(rng, number):
     ids_TK = rng.permuted(np.tile(np.arange(E), (T, 1)), axis=1)[:, :K]
     if kind == "one":
         ids_TK[:] = E - 2
+    if kind == "tight":
+        ids_TK = rng.permutation(np.repeat(np.arange(4), (65, 33, 33, 1))).reshape(T, K)
     ids_TK[rng.random(size=(T, K)) < out] = E  # nobody's
     flat_P = torch.tensor(ids_TK.reshape(-1), dtype=torch.int64)
     order_P = flat_P.argsort(stable=True)
@@ -300,7 +303,7 @@ EXERCISE = Exercise(
     difficulty=4,
     spine=False,
     inputs=inputs,
-    cases=10,
+    cases=11,
     reference=reference,
     compare=rounded_once("dx"),
     misconceptions=(
