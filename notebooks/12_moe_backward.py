@@ -35,6 +35,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -108,7 +109,7 @@ with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
 R = 50 * config.top_k
 memory = {tensor.untyped_storage().data_ptr(): tensor for tensor in kept if len(tensor) == R and tensor.dim() == 2}
 rows = [(tensor.untyped_storage().nbytes() // R, str(tensor.dtype)[6:]) for tensor in memory.values()]
-print("bytes a row, and dtype:", rows)
+print("bytes a row:", ", ".join(f"{size} ({kind})" for size, kind in rows))
 
 # %% [markdown]
 # With D = 64 and I = 40, in the order of the layer: the gathered row, D numbers of 2 bytes. Gate and up, 2I, one memory. silu(gate), I. The activation, I. A routing weight. The expert's result, D. And the result times its weight, D numbers in float32, since the weights are float32.
@@ -330,7 +331,7 @@ for e, (count, error) in enumerate(zip(offsets_E1.diff().tolist(), error_E.tolis
     print(f"expert {e}: {count:2d} rows, the last step has {count % 16 or 16:2d} of them; off by {error:.0%}")
 
 # %% [markdown]
-# Every expert but the last one, and those whose rows fill whole steps. The rows of the next expert were *added*, to a gradient that still looks like one: right size, finite, and it even trains. Nothing but a comparison finds it. (A bug of this kind: TransformerEngine, issue 3484. And the other trap here is the expert without rows: its gradient is 0, and somebody has to write that: MSLK, pull request 158.)
+# Every expert but the last one, and those whose rows fill whole steps. The rows of the next expert were *added*, to a gradient that still looks like one: right size, finite, and it even trains. Nothing but a comparison finds it. (A relative of this bug: marin-community/marin, issue 8339. A library's kernel wanted each expert's rows to begin at a multiple of 64, got others, and all weights' gradients were off by up to half; the losses fell all the same. The other trap here is the expert without rows: its gradient is 0, and somebody has to write that: MSLK, pull request 158.)
 #
 # Who reads what? The log of the checked interpreter knows for every program which rows it touched.
 
@@ -590,7 +591,7 @@ for forgotten in (False, True):
 places = np.linspace(-0.06, 0.06, 961)
 found = [loss_at(t) for t in places]
 values = np.array([loss for loss, _ in found])
-jumps = np.array([not torch.equal(a, b) for (_, a), (_, b) in zip(found, found[1:], strict=False)])
+jumps = np.array([not torch.equal(a, b) for (_, a), (_, b) in pairwise(found)])
 figure, axes = plt.subplots(1, 2, figsize=(10, 3.3))
 between = np.flatnonzero(jumps)
 for piece in np.split(np.arange(len(places)), between + 1):
@@ -644,12 +645,8 @@ for name, a, b in zip(("tokens", "router", "gate and up", "down"), got, wanted, 
     print(f"{name:12s} off by {(a - b).norm() / b.norm():.0e} of its length")
     assert (a - b).norm() < 1e-5 * b.norm()
 print(f"kept for the way back: {by_torch / 1e3:.0f} kB by autograd, {by_kernels / 1e3:.0f} kB on kernels")
-print(
-    ", ".join(
-        f"{count} {name.removesuffix('_kernel')}"
-        for name, count in Counter(each.kernel for each in log.launches).items()
-    )
-)
+for name, count in Counter(each.kernel for each in log.launches).items():
+    print(f"  {count} {name.removesuffix('_kernel')}")
 
 # %% [markdown]
 # One kernel, `grouped_swiglu_backward`, does three products in one loop: gate, up and $h$ are all sums over D. What leaves it is the gradient of gate and up, the activation times its weight, and the dot products; gate, up, $a$ and $h$ themselves never reach memory.
@@ -679,10 +676,9 @@ for name, (_, its) in reports.items():
 # %%
 for name, (it, its) in reports.items():
     blocks = {key: value for key, value in it.launch.constexprs.items() if key.startswith("BLOCK")}
-    copies = its.code.count("LDGSTS|UTMALDG")
-    print(
-        f"{name:25s} tile {tuple(blocks.values())}; copies to shared memory {dict(copies)}; at least {1e3 * its.bound.time:.2f} ms, by {its.bound.by}"
-    )
+    copies = sum(its.code.count("LDGSTS|UTMALDG").values())
+    print(f"{name:24s} tile {tuple(blocks.values())!s:15s} {copies:2d} copies to shared memory; ", end="")
+    print(f"{1e3 * its.bound.time:.2f} ms at least ({its.bound.by})")
 
 # %% [markdown]
 # All three run on `HGMMA`, the tensor-core instruction of four warps together, and none spills. The kernel with three sums has smaller tiles: three of 128 x 64 where the others have one of 128 x 256. Smaller tiles read their inputs more often. That is the price, besides the third product, for keeping nothing.
