@@ -983,7 +983,7 @@ for length, one in lengths.items():
 #
 # ## A whole model on kernels
 #
-# `ModelConfig(kernels="triton")` puts all of this under a model: norms, RoPE, SwiGLU, loss, and their gradients. The products stay PyTorch's. Two small models of DeepSeek's kind with the same weights, one training step each.
+# `ModelConfig(kernels="triton")` puts all of this under a model: norms, RoPE, SwiGLU, loss, and their gradients; and under the mixture layer kernels of its own, router and grouped products included, which are not this lesson's. The other products stay PyTorch's. Two small models of DeepSeek's kind with the same weights, one training step each.
 #
 # **Predict:** two layers, latent attention, one dense layer and one mixture. How many launches of the forward RMSNorm?
 
@@ -1021,7 +1021,7 @@ counts = Counter(launch.kernel.removesuffix("_kernel") for launch in log.launche
 moved = Counter()
 for launch in log.launches:
     moved[launch.kernel.removesuffix("_kernel")] += launch.load_bytes + launch.store_bytes
-figure, axes = plt.subplots(1, 2, figsize=(9, 3.1), sharey=True)
+figure, axes = plt.subplots(1, 2, figsize=(9, 5.6), sharey=True)
 for axis, its, colour, label in ((axes[0], counts, BLUE, "launches"), (axes[1], moved, ORANGE, "kB asked for")):
     values = [its[name] / (1 if its is counts else 1000) for name in counts]
     axis.bar_label(axis.barh(list(counts), values, color=colour), fmt="%.0f", padding=3, fontsize=9)
@@ -1032,9 +1032,9 @@ axes[0].invert_yaxis()
 plt.show()
 
 # %% [markdown]
-# *Figure: left, launches of each kernel in one training step: nine of RMSNorm forward and of each of its two backward kernels, eight of RoPE, three of SwiGLU each way, one of the loss each way. Right, the bytes that each asked for in all: the loss, with one launch, beside the norms.*
+# *Figure: left, launches of each kernel in one training step: nine of RMSNorm forward and of each of its two backward kernels, eight of RoPE, two of SwiGLU each way, one of the loss each way; the rest is the mixture layer's, one or two each. Right, the bytes that each asked for in all: the loss, with one launch, beside the norms, and before both the grouped products, which read the experts' weights.*
 #
-# Nine norms: four a layer (before attention, before the feed-forward part, and on the two latents) and one at the end. RoPE turns queries and keys, in both layers, forth and back. SwiGLU: the dense layer, the shared expert, and all routed experts *together*, in one launch. After one step of AdamW the two are still the same to five digits or so; not for ever, as they add in other orders.
+# Nine norms: four a layer (before attention, before the feed-forward part, and on the two latents) and one at the end. RoPE turns queries and keys, in both layers, forth and back. SwiGLU: the dense layer and the shared expert; that of all routed experts *together* is inside a grouped product. After one step of AdamW the two are still the same to five digits or so; not for ever, as they add in other orders.
 #
 # ## What this page cannot show
 #
