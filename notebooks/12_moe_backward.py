@@ -500,6 +500,7 @@ def train(kinds, seed, forgotten, steps=250, decay=0.0):
     )
 
 
+# %%
 SEEDS = range(4)
 runs = {(kinds, lost): [train(kinds, seed, lost) for seed in SEEDS] for kinds in (8, 1) for lost in (False, True)}
 for (kinds, lost), its in runs.items():
@@ -638,6 +639,7 @@ def layer_gradients(layer):
     return torch.autograd.grad(loss, [x, layer.gate_ED, layer.gate_up_EFD, layer.down_EDI]), size
 
 
+# %%
 wanted, by_torch = layer_gradients(layer)
 with checked() as log:
     got, by_kernels = layer_gradients(fused)
