@@ -200,6 +200,20 @@ def compile_(
 
 
 @app.command()
+def trace(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Of torch.profiler: .json or .json.gz.")],
+    against: Annotated[Path | None, typer.Option(metavar="FILE", help="Another, to put beside it.")] = None,
+    picture: Annotated[Path | None, typer.Option(metavar="FILE", help="Gets the timeline: .png, .svg or .pdf.")] = None,
+    top: Annotated[int, typer.Option(min=0, help="How many kernels to name.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="An object; with --against a list of two.")] = False,
+):
+    """Read a profiler's trace: busy, idle, and hidden communication."""
+    from course.hardware.trace_command import trace_command
+
+    trace_command(file, against, as_json, picture, top)
+
+
+@app.command()
 def grade(
     files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Notebooks, or folders and archives of them.")],
     lab: Annotated[str, typer.Option(metavar="UNIT", help="The unit whose lab they are.")],

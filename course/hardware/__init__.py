@@ -18,6 +18,10 @@ _LAZY = {
     "MachineCode": "machine_code",
     "read_code": "machine_code",
     "Report": "report",
+    "Estimate": "estimate",
+    "Part": "estimate",
+    "Trace": "trace",
+    "profile": "recorder",
 }
 
 
