@@ -1,16 +1,19 @@
 """A PyTorch profiler trace read from its file, an event at a time: JSON or gzip, however large."""
 
 import gzip
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import ijson
+from tqdm import tqdm
 
 from course.hardware.kernel_classes import TRANSFER, kernel_class
 
 ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
 ON_HOST = ("cpu_op", "user_annotation")
+LARGE = 50_000_000  # bytes, from which a file takes seconds
 HOST_TRANSPORT = ("gloo:", "nccl:")  # annotations by which torch.distributed records a transfer in its own thread
 
 
@@ -71,10 +74,13 @@ def read(path: Path) -> Raw:
     return raw
 
 
-def _open(path: Path):
+def _zipped(path: Path) -> bool:
     with path.open("rb") as file:
-        zipped = file.read(2) == b"\x1f\x8b"
-    return gzip.open(path, "rb") if zipped else path.open("rb")
+        return file.read(2) == b"\x1f\x8b"
+
+
+def _open(path: Path):
+    return gzip.open(path, "rb") if _zipped(path) else path.open("rb")
 
 
 def _read_head(path: Path, raw: Raw) -> None:
@@ -92,8 +98,22 @@ def _read_head(path: Path, raw: Raw) -> None:
 def _entries(path: Path) -> Iterator[dict]:
     with _open(path) as file:
         first = file.read(64).lstrip()[:1]
-    with _open(path) as file:
-        yield from ijson.items(file, "item" if first == b"[" else "traceEvents.item", use_float=True)
+    where = "item" if first == b"[" else "traceEvents.item"
+    large = path.stat().st_size > LARGE
+    with (
+        path.open("rb") as file,
+        tqdm(
+            total=path.stat().st_size,
+            desc=path.name,
+            unit="B",
+            unit_scale=True,
+            disable=not (large and sys.stderr.isatty()),
+        ) as bar,
+    ):
+        whole = gzip.GzipFile(fileobj=file) if _zipped(path) else file
+        for entry in ijson.items(whole, where, use_float=True):
+            yield entry
+            bar.update(file.tell() - bar.n)
 
 
 def _keep(entry: dict, raw: Raw) -> None:
