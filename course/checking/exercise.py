@@ -44,4 +44,6 @@ class Exercise:
     gives: tuple[str, ...] = ()  # modules of course that an answer may import; no other part of course exists for it
     forbids: tuple[str, ...] = ()  # library calls that would be the answer, as dotted names
     kernel: bool = False  # a Triton kernel must have been launched, and it must also compile for sm_90
-    tags: tuple[str, ...] = field(default=())
+    tags: tuple[str, ...] = field(
+        default=()
+    )  # "only kernels read": beside them PyTorch allocates, fills and views; "no host wait"

@@ -191,6 +191,7 @@ def loading(exercise: Exercise, source: str, earlier: Mapping[str, Exercise]) ->
         "gives": list(exercise.gives),
         "forbids": list(exercise.forbids),
         "kernel": exercise.kernel,
+        "tags": list(exercise.tags),
     }
 
 

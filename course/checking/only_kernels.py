@@ -1,10 +1,11 @@
 """Keeping the arithmetic of an exercise in its kernels: what PyTorch may do beside them, and what a result may be.
 
 PyTorch may allocate, fill, view, copy and cast, count and compare, and add up partial results. Every other operation that
-makes more than one floating-point number is arithmetic that the kernels were asked for.
+makes more than one floating-point number is arithmetic that the kernels were asked for. Where only kernels may read, PyTorch
+allocates, fills and views, and no more: it may not read what is in a tensor.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +46,9 @@ MOVES = frozenset(
 UNTOUCHED = frozenset(
     ["alias", "detach", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "set_"]
 )  # neither read nor write what is in a tensor
-OVERWRITES = frozenset(["copy_", "fill_", "zero_"])  # do not read the tensor that they are called on
+OVERWRITES = frozenset(
+    ["copy_", "fill_", "full_like", "new_full", "new_ones", "new_zeros", "ones_like", "zero_", "zeros_like"]
+)  # do not read the tensor that they are called on
 AWAY = frozenset((torch.Tensor.__array__, torch.Tensor.__dlpack__, torch.Tensor.numpy, torch.Tensor.tolist))
 
 
@@ -63,15 +66,18 @@ class Tally:
 
     def count(self, name: str, args: Any, result: Any) -> None:
         self.operations += 1
-        self.load_bytes += sum(tensor.nbytes for tensor in _tensors(args[1:] if name in OVERWRITES else args))
+        self.load_bytes += sum(tensor.nbytes for tensor in _read(name, args))
         self.store_bytes += sum(tensor.nbytes for tensor in _tensors(result))
 
 
 @contextmanager
-def only_kernels() -> Iterator[Tally]:
-    """Refuse arithmetic of PyTorch's inside the block, with NotTheKernel. What a launch does by itself is left alone."""
+def only_kernels(reads: bool = True) -> Iterator[Tally]:
+    """Refuse arithmetic of PyTorch's inside the block, with NotTheKernel. What a launch does by itself is left alone.
+
+    reads: whether PyTorch may read tensors at all; if not, copies, casts, sums and whole numbers are refused too.
+    """
     tally = Tally()
-    with _NoArithmetic(tally), _NoWayAround():
+    with _NoArithmetic(tally, reads), _NoWayAround():
         yield tally
 
 
@@ -80,15 +86,23 @@ class _NoArithmetic(TorchDispatchMode):
     def _should_skip_dynamo(cls) -> bool:
         return False  # nothing is compiled by torch here; to skip its compiler costs each worker a second to import it
 
-    def __init__(self, tally: Tally):
+    def __init__(self, tally: Tally, reads: bool):
         super().__init__()
-        self.tally = tally
+        self.tally, self.reads = tally, reads
+        self.plain: list[torch.Tensor] = []  # numbers of the host's, kept so that nothing else comes to lie there
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
+        if name == "lift_fresh":
+            self.plain.append(result)
         if not func.is_view and name not in UNTOUCHED:
             self.tally.count(name, args, result)
+            if not self.reads and next(_read(name, args, self.plain), None) is not None:
+                raise NotTheKernel(
+                    f"PyTorch reads a tensor here ({name.strip('_')}); in this exercise it may allocate, fill and view, and "
+                    "kernels do the rest"
+                )
         if (
             not func.is_view
             and name not in MOVES
@@ -127,6 +141,14 @@ def refuse_views(value: Any, arguments: dict[str, Any], before: Any = None) -> N
             raise NotTheKernel(
                 "a result lies in the memory of the result before it; each call returns memory of its own"
             )
+
+
+def _read(name: str, args: Any, plain: Iterable[torch.Tensor] = ()) -> Iterator[torch.Tensor]:
+    """The tensors that an operation reads, without those that lie where one of `plain` does."""
+    known = {tensor.untyped_storage().data_ptr() for tensor in plain}
+    for tensor in _tensors(args[1:] if name in OVERWRITES else args):
+        if tensor.untyped_storage().data_ptr() not in known:
+            yield tensor
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:

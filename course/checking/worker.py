@@ -29,7 +29,13 @@ from course.checking.wire import HEADER, lengths, pack, unpack
 MEMORY = 4 << 30  # bytes of address space beyond what the process has at its start
 FILES = 64 << 20  # bytes of the largest file an answer may write
 ANSWER = "answer.py"  # the file in the worker's folder that holds the prelude and then the answer
-ENGINE = ("course", "course.checking", "course.checking.wire", "course.checking.worker")  # there for every answer
+ENGINE = (  # there for every answer
+    "course",
+    "course.checking",
+    "course.checking.host_waits",
+    "course.checking.wire",
+    "course.checking.worker",
+)
 KERNEL_ENGINE = (  # there for one that launches kernels
     "course.checking.only_kernels",
     "course.checking.timed",
@@ -88,7 +94,7 @@ class Answer:
     def __init__(self, request: dict[str, Any], folder: Path):
         import course
 
-        self.kernel = request["kernel"]
+        self.kernel, self.tags = request["kernel"], request["tags"]
         if self.kernel:
             from course.checking.timed import timed  # with torch's clocks in it, as they are before the answer is run
 
@@ -118,7 +124,11 @@ class Answer:
                 from course.kernels.checked import checked
 
                 log = stack.enter_context(checked())
-                tally = stack.enter_context(only_kernels())
+                tally = stack.enter_context(only_kernels(reads="only kernels read" not in self.tags))
+            if "no host wait" in self.tags:
+                from course.checking.host_waits import NoHostWait
+
+                stack.enter_context(NoHostWait())
             if self.forbidden:
                 stack.enter_context(_Forbid(self.forbidden))
             value = self.function(**arguments)

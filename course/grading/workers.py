@@ -55,7 +55,7 @@ class Workers:
 
         def compiled(text: str, launches: list) -> list[dict[str, Any]]:
             load = {"op": "load", "source": text, "prelude": "", "entry": exercise.entry, "earlier": {}}
-            load |= {"gives": list(exercise.gives), "forbids": [], "kernel": True}
+            load |= {"gives": list(exercise.gives), "forbids": [], "kernel": True, "tags": []}
             with self.start(exercise, interpret=False) as worker:
                 try:
                     worker.request(load, COMPILING)

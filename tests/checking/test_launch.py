@@ -21,6 +21,7 @@ LOAD = {
     "gives": [],
     "forbids": [],
     "kernel": False,
+    "tags": [],
 }
 
 

@@ -53,6 +53,41 @@ def test_arithmetic_beside_the_kernels_is_refused(compute):
         compute(torch.randn(4, 6))
 
 
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda n: torch.ones(3, 3, dtype=torch.int64).tril() @ n,
+        lambda n: n + 1,
+        lambda n: n[0] + n[1],
+        lambda n: torch.empty(1, dtype=torch.int64).__setitem__(0, n[2]),
+        lambda n: n == 1,
+        lambda n: n.sum(),
+        lambda n: n[0].item(),
+        lambda n: n.view(3, 1).expand(3, 2).contiguous(),
+        lambda n: n.to(torch.int32),
+        lambda n: torch.empty_like(n).copy_(n),
+        lambda n: n[n > 0],
+    ],
+)
+def test_where_only_kernels_read_pytorch_may_not(read):
+    n = torch.tensor([3, 0, 4])
+    with only_kernels():
+        read(n)
+    with pytest.raises(NotTheKernel, match="PyTorch reads a tensor here"), only_kernels(reads=False):
+        read(n)
+
+
+def test_where_only_kernels_read_pytorch_allocates_fills_and_views():
+    n = torch.tensor([3, 0, 4])
+    with only_kernels(reads=False) as tally:
+        out = torch.full_like(n, -1)
+        out[0], out[1:] = 0, 7
+        torch.zeros(4, 6).view(2, -1).mT[0].fill_(2.5)
+        n.new_zeros(3), torch.ones_like(n), torch.arange(5), torch.empty(0).long(), n.view(3, 1).expand(3, 2)
+    assert out.tolist() == [0, 7, 7]
+    assert tally.load_bytes == 2 * 8  # the two numbers of the host's
+
+
 def test_what_a_launch_does_by_itself_is_not_the_answers():
     for dtype in (torch.float32, torch.bfloat16, torch.float8_e4m3fn):
         x_N = torch.arange(5.0).to(dtype)

@@ -11,7 +11,7 @@ from conftest import SMALL, answer, book, cell
 
 from course.grading.sandbox import interpreter, libraries
 
-ENGINE_FILES = ("__init__", "wire", "worker")
+ENGINE_FILES = ("__init__", "host_waits", "wire", "worker")
 
 HEAD = "def group_limited_topk(scores_TE, bias_E, groups, keep, k):\n"
 RIGHT = """
