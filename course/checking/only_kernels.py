@@ -49,6 +49,7 @@ UNTOUCHED = frozenset(
 OVERWRITES = frozenset(
     ["copy_", "fill_", "full_like", "new_full", "new_ones", "new_zeros", "ones_like", "zero_", "zeros_like"]
 )  # do not read the tensor that they are called on
+SHOWN = {"_local_scalar_dense": "the host takes a number out of it"}  # operations whose name says nothing
 AWAY = frozenset((torch.Tensor.__array__, torch.Tensor.__dlpack__, torch.Tensor.numpy, torch.Tensor.tolist))
 
 
@@ -99,8 +100,9 @@ class _NoArithmetic(TorchDispatchMode):
         if not func.is_view and name not in UNTOUCHED:
             self.tally.count(name, args, result)
             if not self.reads and next(_read(name, args, self.plain), None) is not None:
+                how = SHOWN.get(name, name.strip("_"))
                 raise NotTheKernel(
-                    f"PyTorch reads a tensor here ({name.strip('_')}); in this exercise it may allocate, fill and view, and "
+                    f"PyTorch reads a tensor here ({how}); in this exercise it may allocate, fill and view, and "
                     "kernels do the rest"
                 )
         if (
