@@ -30,14 +30,15 @@
 #
 # What holds for the kernels:
 #
-# - They run in an interpreter on the CPU that tells of lanes outside a tensor, of two programs at one element (unless both use atomics), and of NaN in what was never loaded or written. An answer that is right is then compiled for an H100 (sm_90), without a GPU: the sizes of a `tl.dot` are powers of two from 16 up.
+# - They run in an interpreter on the CPU that tells of lanes outside a tensor, of two programs at one element of which one writes, and of NaN in what was never loaded or written. (Where both use atomics nothing is lost, and nothing told; 11.2 and 11.6 say why they do without.) An answer that is right is then compiled for an H100 (sm_90), without a GPU: the sizes of a `tl.dot` are powers of two from 16 up.
 # - All tensors are contiguous, those you get and those you return. Floats are float32 or bfloat16. **Compute in float32** and **round once**, at the end. Give `tl.dot` the setting `input_precision="ieee"`: without it a GPU multiplies float32 as TF32, with 10 bits. The interpreter does not know TF32, so here the check cannot tell.
-# - Lanes that are masked off hold on a GPU whatever was there, unless you give `other`. The interpreter fills them with NaN, and whole numbers with one that is no row and no expert: give `other` also where that happens to pass.
-# - Whole numbers that count rows are **int64**, in results and in what is multiplied by a row's length.
-# - The arithmetic belongs in kernels. Beside them PyTorch may allocate, fill, view, copy and cast; what else makes more than one floating-point number there does not pass. Results have memory of their own.
+# - Lanes that are masked off hold on a GPU whatever was there, unless you give `other`. The interpreter fills them with NaN, and whole numbers with 8911984642227026640, which is no row; in one case of 11.2 it is an expert. Give `other` wherever such a lane could count.
+# - Whole numbers that count rows are **int64**, in results and in what is multiplied by a row's length. `tl.program_id` has 32 bits until you convert it (`.to(tl.int64)`).
+# - The arithmetic belongs in kernels. Beside them PyTorch **allocates, fills and views, and reads nothing**: a copy (of transposed weights, too), a cast, a sum, arithmetic on ids and counts such as `tril() @ counts` do not pass. Give a new tensor its dtype when you make it. A copy that a kernel of your own makes is allowed; its bytes count like all others. Results have memory of their own.
 # - A float32 result is compared by the norm of the error, 1e-5 of the norm of what is right. A bfloat16 result has to be the nearest bfloat16; one number in 50 may be its neighbour. Whole numbers are compared exactly.
 # - Where there are no tokens, results have no rows either, and no kernel need be launched.
-# - **The host does not wait for the device.** On a GPU, `.item()`, `.tolist()`, `int()`, `bool()` or an `if` on a tensor's value stop the host until all launches before it are done. In 11.3, 11.4 and 11.5 they are out of bounds: sizes of results and grids follow from shapes and from plain numbers.
+# - **The host does not wait for the device.** On a GPU, `.item()`, `.tolist()`, `int()`, `bool()`, an `if` on a tensor's value, a tensor as the bound of a slice or range, or an index by a mask (`a[a > 0]`: how long is it?) stop the host until all launches before it are done. From 11.2 to 11.6 they are out of bounds: sizes of results and grids follow from shapes and from plain numbers.
+# - **What the check does not see.** Offsets of 32 bits wrap around only in a tensor of more than 2³¹ elements, and no case can hold one: with rows of 7,168 numbers that is from row 299,594 on, with V3's experts (each 4,096 x 7,168) from expert 74 on. Numbers that are read inside a tensor and thrown away leave no trace in a result. And TF32, as said above. Look for these yourself.
 
 # %% tags=["setup"]
 try:
@@ -114,7 +115,7 @@ check("11.1", tile_order)
 # - `places[t, k]`: the row of pair (t, k). **Within an expert pairs keep their order**: by token, then by slot. A pair that belongs to no expert here (an id below `first`, -1 too, or from `first + held` on) has the place **-1**.
 # - **No race, no atomics.** A load, an addition and a store to one counter from two programs lose updates; the interpreter runs one program after the other and would not show it, but it writes down who touched what, and the check refuses it. Atomic counters do not lose anything, but hand out places in the order in which programs arrive, so the
 #   rows would come in another order each time: `tl.atomic_*` is out of bounds.
-# - So is PyTorch's counting: sort, argsort, topk, sum, cumsum, bincount, histc, unique, searchsorted, bucketize, scatter, index_add, index_put, nonzero, count_nonzero, one_hot. It may allocate, fill and view.
+# - So is PyTorch's counting: sort, argsort, topk, sum, cumsum, bincount, histc, unique, searchsorted, bucketize, scatter, index_add, index_put, nonzero, count_nonzero, one_hot. And so is all other arithmetic of PyTorch's on ids, counts or offsets, element by element or as a product: it may allocate, fill and view, and the kernels count.
 #
 # Some ways that work: one launch that counts, for spans of neighbouring pairs, into a table with a row a span; one program that turns the table into running sums; one launch that places. Or two launches with a program an expert, which walks over all pairs. (`tl.sum` and `tl.cumsum` along an axis are at hand.)
 #
@@ -123,14 +124,14 @@ check("11.1", tile_order)
 # | | shape | |
 # |---|---|---|
 # | `ids_TK` | `[T, K]` int64 | global numbers of experts, or -1 |
-# | `first`, `held` | int | 0 or more; 1 or more |
+# | `first`, `held` | int | 0 or more, and in one case as large as only int64 holds; 1 or more |
 # | returns `counts` | `[held]` int64 | zeros where there is no pair |
 # | returns `offsets` | `[held + 1]` int64 | |
 # | returns `places` | `[T, K]` int64 | |
 #
 # The least bytes: 16 a pair, an id in and a place out. Counting and placing in two launches read the ids twice: 24, and a table. A program an expert reads all ids for each expert, twice.
 #
-# **Exercise 11.2** · difficulty 4 of 5 · 40 minutes · 15 points · spine
+# **Exercise 11.2** · difficulty 4 of 5 · 50 minutes · 15 points · spine
 
 
 # %% tags=["exercise:11.2"]
@@ -207,7 +208,7 @@ check("11.2", expert_places)
 # - Tile b has its expert, the **first** of its rows, and its **height**, the number of its rows, from 1 to `block`. First is the place among the sorted rows **without** gaps, as 11.2 has them.
 # - How many tiles there are only the device knows: it has the counts. So the table is as long as **any** way to share `pairs` pairs among E experts could need, and **no longer**: the least such length, which you find from `pairs`, `block` and E. The counts may add up to less than `pairs`, as some pairs were dropped.
 # - Tiles that there are not come last: expert -1, first 0, height 0.
-# - Out of bounds: `.item()`, `.tolist()`, `.numpy()`, `int()`, `float()`, `bool()` of a tensor, a tensor as the bound of a slice or a range, nonzero, argwhere, masked_select, repeat_interleave. They make the host wait. (To look values up in one tensor by a tensor of indices, `a[indices]`, is fine.)
+# - Out of bounds: `.item()`, `.tolist()`, `.numpy()`, `int()`, `float()`, `bool()` of a tensor, a tensor as the bound of a slice or a range, nonzero, argwhere, `torch.where` with a condition alone, masked_select, an index by a mask (`counts_E[counts_E > 0]`), unique, bincount, repeat_interleave. They make the host wait. All that has a shape known beforehand is fine: arithmetic, comparisons, cumsum, searchsorted, `torch.where` with two values, and looking values up by a tensor of indices, `a[indices]`.
 #
 # The example is case 1: counts `[5, 0, 4, 1]`, 12 pairs, so two were dropped; block 4. Four experts can need six tiles for 12 pairs: `[9, 1, 1, 1]` does. Here there are four. aligned `[0, 8, 8, 12, 16]`, experts `[0, 0, 2, 3, -1, -1]`, firsts `[0, 4, 5, 9, 0, 0]`, heights `[4, 1, 4, 1, 0, 0]`.
 #
@@ -254,11 +255,12 @@ check("11.3", tile_table)
 #
 # - The weights are `[E, K, N]`: an expert's matrix stands ready for rows @ weight, not transposed. (Here K is the length of the sum, and no number of slots.) `bias_EN` may be None, and may then be passed to a kernel: there it is a constant.
 # - The table of 11.3 is not at hand, only the offsets, and only on the device. A program **finds its tile by itself**: it loads the offsets (E is small enough for one block) and works out which expert its tile belongs to. How many tiles to launch follows from P and E alone; surplus programs do nothing.
-# - **No tile may spill**: the last tile of an expert must neither compute nor write rows of the next one. Two programs that write the same row are a race, and told.
+# - **No tile may spill**: the last tile of an expert must not write rows of the next one. Two programs that write the same row are a race, and told. Mask the loads as well: rows of the next expert that are read, multiplied and not stored are wasted bytes, though the check does not see them.
 # - Rows from offsets[E] on belong to nobody. They may hold NaN; their result is **0**.
 # - Add over K in float32, add the bias in float32, round once.
 # - One launch for all experts is the point. The check sees values and not launches; the last cells count them.
-# - Out of bounds: what makes the host wait (`.item()`, `.tolist()`, `int()`, a tensor as the bound of a slice), and PyTorch's products.
+# - The offset of an expert's weight, e K N, and of a row, p K and p N, are where 32 bits do not suffice. Numbers loaded from `offsets_E1` are int64: leave them so.
+# - Out of bounds: what makes the host wait (`.item()`, `.tolist()`, `int()`, a tensor as the bound of a slice), PyTorch's products, and copies of rows or weights made by PyTorch.
 #
 # The example is case 1: four rows `[1, 2]`, `[3, 4]`, `[5, 6]`, `[7, 8]`, three experts, N = 1, offsets `[0, 1, 1, 3]`. Expert 0 has the weight `[[1], [0]]` and the bias 0.5, expert 1 has no rows, expert 2 has `[[0], [1]]` and -0.5. The last row is nobody's. The result is `[[1.5], [3.5], [5.5], [0]]`.
 #
@@ -327,13 +329,14 @@ check("11.4", grouped_product)
 #
 # The experts' first product reads tokens, and a token goes to several experts. Copying it once for each of them, sorted, costs K rows written and K rows read again. Leave the tokens where they lie, and let the product gather them: a tile loads the numbers of its pairs, and then those rows. And since gate and up are computed by the same program, SwiGLU is done before anything is written:
 #
-# $$\textit{out}_r = \mathrm{silu}(g_r)\cdot u_r, \qquad g_r = x_t \cdot \textit{gate}_e^{\top}, \quad u_r = x_t \cdot \textit{up}_e^{\top}, \qquad t = \lfloor \textit{pairs}_r / K \rfloor$$
+# $$\textit{out}_r = \mathrm{silu}(g_r)\cdot u_r, \qquad g_r = x_t \cdot \textit{gate}_e^{\top}, \quad u_r = x_t \cdot \textit{up}_e^{\top}, \qquad t \text{ the token of row } r$$
 #
 # - This time the **table of 11.3 is given**: tile b holds rows firsts[b] ... firsts[b] + heights[b] - 1 of the result, all of expert experts[b]. Tiles with the expert -1 have height 0: nothing to do. `block` is the greatest height, and how the table was cut.
-# - `pairs_P[r]` is the pair that came to lie in row r: its token is pairs[r] // `top_k`. In rows that no tile holds it is -1, and the result there is **0**.
+# - `pairs_P[r]` is the pair that came to lie in row r: its token is t = pairs[r] // `top_k`. In rows that no tile holds it is -1, and the result there is **0**.
 # - An expert's weight has its I rows of gate first, then its I rows of up: `[E, 2I, D]`, row by row as in `course.model`.
 # - silu(z) = z sigmoid(z). Gate and up stay in float32; round once, after SwiGLU.
-# - Out of bounds: a copy of the tokens, gathered by PyTorch; its products; and what makes the host wait.
+# - The offset of a token, t D, and of an expert's weight, e 2I D, are int64, as the numbers in the table are. The check cannot tell.
+# - Out of bounds: a copy of the tokens or of the weights made by PyTorch, gathered or transposed; its products; and what makes the host wait. A kernel of yours that gathers the tokens first would pass, and spend just the bytes that this exercise is to save.
 #
 # The example is case 1: tokens `[1, 0]` and `[0, 2]`, top_k 2, I = 1. Expert 0 has gate `[1, 1]` and up `[3, 0.5]`, expert 1 has `[2, 0]` and `[1, 1]`. pairs `[1, 2, 0, -1]`, experts `[0, 1]`, firsts `[0, 2]`, heights `[2, 1]`, block 16. Row 0 is pair 1, so token 0, at expert 0: silu(1) · 3 = 2.193176. Row 1 is pair 2, token 1: silu(2) · 1 = 1.761594. Row 2 is pair 0, token 0, at
 # expert 1: silu(2) · 1 again. Row 3 is in no tile: 0.
@@ -408,16 +411,17 @@ check("11.5", gather_gate_up)
 #
 # $$\textit{out}_t = \mathrm{round}\Bigl(\sum_{k} w_{tk}\; y_{\textit{places}_{tk}} + \textit{shared}_t\Bigr)$$
 #
-# - A place of **-1** is a dropped pair, or one of another GPU. It adds nothing, and **neither its row nor its weight is read**: the weight may be NaN. The other weights are taken as they are; they need not add up to 1.
-# - `shared_TD` may be None. It has the weight 1.
+# - A place of **-1** is a dropped pair, or one of another GPU. It adds nothing. **No row is read for it**: in one case y has no rows at all, so that any read is one outside. And its weight may be **NaN**, of which nothing may come through. Mask its load too; one that is loaded and thrown away the check does not see.
+# - The other weights are taken as they are; they need not add up to 1.
+# - `shared_TD` may be None. It has the weight 1. None may be passed to a kernel, where it is a constant; a tensor of zeros in its place is a row written and a row read a token, for nothing, and the check does not see it.
 # - Sum in float32, with the shared row in it, and round once. Each element of the result is written once, by one program, and the same inputs give the same bits: `tl.atomic_*` is out of bounds.
-# - Rows of y that nobody names are not read. D is any number from 1 up to some thousands.
+# - Offsets of a place, of a token and of a pair (place D, t D, t K) are int64, also those that begin with `tl.program_id`; the check cannot tell. D is any number from 1 up to some thousands.
 #
 # The example is case 1: y is `[[1, 2], [10, 20], [100, 200]]`, places `[[2, 0], [-1, 1], [-1, -1]]`, weights `[[0.5, 2], [NaN, 0.25], [7, 8]]`, shared `[[1, 1], [0, -1], [3, 4]]`. The result is `[[53, 105], [2.5, 4], [3, 4]]`.
 #
 # | | shape | |
 # |---|---|---|
-# | `y_RD` | `[R, D]` | float32 or bfloat16; R is 1 or more |
+# | `y_RD` | `[R, D]` | float32 or bfloat16; R is 0 or more |
 # | `places_TK` | `[T, K]` int64 | rows of y, or -1 |
 # | `weights_TK` | `[T, K]` float32 | |
 # | `shared_TD` | `[T, D]`, or None | of y's dtype |

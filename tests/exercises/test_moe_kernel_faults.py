@@ -91,7 +91,47 @@ def test_a_tile_of_the_table_that_ignores_its_height_is_refused():
 
 
 @pytest.mark.parametrize(
-    "wait", ["int(counts_E.max())", "counts_E.sum().item()", "range(counts_E[0])", "bool((counts_E > 0).all())"]
+    "beside",
+    [
+        "offsets_E1[1:] = torch.ones(held, held, dtype=torch.int64).tril() @ counts_E",
+        "for e in range(held): offsets_E1[e + 1] = offsets_E1[e] + counts_E[e]",
+        "own_TK = ids_TK - first",
+        "int(counts_E[0])",
+    ],
+)
+def test_arithmetic_of_pytorchs_on_ids_and_counts_is_refused(beside):
+    text = changed(
+        "11.2", expert_places.one_program_an_expert, "        _place_own[", f"        {beside}\n        _place_own["
+    )
+    what = verdict("11.2", text).failures[0].what
+    assert "PyTorch reads a tensor here" in what
+    assert "it may allocate, fill and view" in what
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "copied"),
+    [
+        ("11.4", grouped_product.a_program_a_tile, "weight_EKN"),
+        ("11.5", gather_gate_up.gate_and_up_side_by_side, "gate_up_EFD"),
+        ("11.6", weighted_combine.one_slot_after_another, "y_RD"),
+    ],
+)
+def test_a_transposed_copy_of_all_weights_or_rows_is_refused(name, function, copied):
+    text = changed(name, function, "    out_", f"    {copied}.mT.contiguous()\n    out_")
+    assert "PyTorch reads a tensor here (clone)" in verdict(name, text).failures[0].what
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        "int(counts_E.max())",
+        "counts_E.sum().item()",
+        "range(counts_E[0])",
+        "bool((counts_E > 0).all())",
+        "counts_E[counts_E > 0]",
+        "torch.where(counts_E > 0)",
+        "torch.arange(counts_E.sum())",
+    ],
 )
 def test_asking_the_device_how_many_rows_there_are_is_refused(wait):
     text = source(EVERY["11.3"], tile_table.reference).replace("    E = len", f"    {wait}\n    E = len")
@@ -110,3 +150,14 @@ def test_the_host_may_not_read_offsets_to_launch_a_product_for_each_expert():
 def test_a_weighted_sum_by_atomics_is_refused():
     text = changed("11.6", weighted_combine.one_slot_after_another, "tl.store(", "tl.atomic_add(")
     assert "atomic_add" in verdict("11.6", text).reason
+
+
+@pytest.mark.parametrize(
+    "summed",
+    ["tl.load(weights + t * K + k) * row", "tl.where(place >= 0, tl.load(weights + t * K + k) * row, 0.0)"],
+)
+def test_a_dropped_pair_reads_no_row_not_even_one_that_is_thrown_away(summed):
+    text = changed("11.6", weighted_combine.one_slot_after_another, "if place >= 0:", "if place >= -1:")
+    text = text.replace("y + place * D", "y + tl.maximum(place, 0) * D")
+    text = text.replace("tl.load(weights + t * K + k) * row", summed)
+    assert any("loads y[0], but y has 0 elements" in case.what for case in verdict("11.6", text).failures)

@@ -6,6 +6,7 @@ import triton.language as tl
 
 from course.checking.compare import same
 from course.checking.exercise import Exercise, Misconception
+from course.kernels.low_precision import POISON
 
 EDGES = [  # tokens, slots, first expert, experts here, experts in all, what the ids are like
     (0, 2, 0, 3, 3, "plain"),
@@ -14,6 +15,7 @@ EDGES = [  # tokens, slots, first expert, experts here, experts in all, what the
     (40, 4, 0, 5, 5, "one"),  # all rows go to one expert
     (20, 2, 8, 40, 64, "plain"),  # many experts without rows
     (30, 2, 2, 3, 6, "elsewhere"),  # nothing is ours
+    (85, 3, POISON, 3, POISON + 5, "far"),  # masked lanes look like the first expert here: who counts them shows it
 ]
 
 COUNTING = (
@@ -33,12 +35,12 @@ def inputs(rng, number):
         T, K, held = (int(rng.integers(low, high)) for low, high in ((20, 90), (1, 6), (2, 20)))
         first, kind = int(rng.integers(0, 9)), "plain"
         E = first + held + int(rng.integers(0, 9))
-    ids_TK = rng.integers(0, E, size=(T, K))
+    ids_TK = rng.integers(first - 2 if kind == "far" else 0, E, size=(T, K))
     if kind == "one":
         ids_TK[:] = first + held - 2
     if kind == "elsewhere":
         ids_TK = rng.choice([*range(first), *range(first + held, E)], size=(T, K))
-    if kind == "plain" and T > 1:
+    if kind in ("plain", "far") and T > 1:
         ids_TK[rng.random((T, K)) < 0.1] = -1
     return {"ids_TK": torch.tensor(ids_TK), "first": first, "held": held}
 
@@ -146,6 +148,8 @@ def _faulty(ids, counts, offsets, places, T, K, P, first, held, FAULT: tl.conste
     for begin in range(0, P, BLOCK):
         p = begin + tl.arange(0, BLOCK)
         own = tl.load(ids + p, mask=p < P, other=-1) - first
+        if FAULT == 7:  # 7: masked lanes are compared, whatever they hold
+            own = tl.load(ids + p, mask=p < P) - first
         hits = ((own[:, None] == e[None, :]) & (e < held)[None, :]).to(tl.int64)
         if FAULT == 1:  # 1: lanes of a block overwrite each other's count
             hits = tl.max(hits, axis=0)
@@ -185,7 +189,7 @@ def _faulty(ids, counts, offsets, places, T, K, P, first, held, FAULT: tl.conste
 
 def lanes_overwrite(ids_TK, first, held):
     (T, K), P = ids_TK.shape, ids_TK.numel()
-    counts_E, offsets_E1 = torch.zeros(held).long(), torch.zeros(held + 1).long()
+    counts_E, offsets_E1 = ids_TK.new_zeros(held), ids_TK.new_zeros(held + 1)
     places_TK, BINS = torch.empty_like(ids_TK), triton.next_power_of_2(held)
     _faulty[(1,)](ids_TK, counts_E, offsets_E1, places_TK, T, K, P, first, held, FAULT=1, BLOCK=64, BINS=BINS)
     return counts_E, offsets_E1, places_TK
@@ -193,7 +197,7 @@ def lanes_overwrite(ids_TK, first, held):
 
 def inclusive_offsets(ids_TK, first, held):
     (T, K), P = ids_TK.shape, ids_TK.numel()
-    counts_E, offsets_E1 = torch.zeros(held).long(), torch.zeros(held + 1).long()
+    counts_E, offsets_E1 = ids_TK.new_zeros(held), ids_TK.new_zeros(held + 1)
     places_TK, BINS = torch.empty_like(ids_TK), triton.next_power_of_2(held)
     _faulty[(1,)](ids_TK, counts_E, offsets_E1, places_TK, T, K, P, first, held, FAULT=2, BLOCK=64, BINS=BINS)
     return counts_E, offsets_E1, places_TK
@@ -201,7 +205,7 @@ def inclusive_offsets(ids_TK, first, held):
 
 def global_ids(ids_TK, first, held):
     (T, K), P = ids_TK.shape, ids_TK.numel()
-    counts_E, offsets_E1 = torch.zeros(held).long(), torch.zeros(held + 1).long()
+    counts_E, offsets_E1 = ids_TK.new_zeros(held), ids_TK.new_zeros(held + 1)
     places_TK, BINS = torch.empty_like(ids_TK), triton.next_power_of_2(held)
     _faulty[(1,)](ids_TK, counts_E, offsets_E1, places_TK, T, K, P, first, held, FAULT=3, BLOCK=64, BINS=BINS)
     return counts_E, offsets_E1, places_TK
@@ -209,7 +213,7 @@ def global_ids(ids_TK, first, held):
 
 def slot_after_slot(ids_TK, first, held):
     (T, K), P = ids_TK.shape, ids_TK.numel()
-    counts_E, offsets_E1 = torch.zeros(held).long(), torch.zeros(held + 1).long()
+    counts_E, offsets_E1 = ids_TK.new_zeros(held), ids_TK.new_zeros(held + 1)
     places_TK, BINS = torch.empty_like(ids_TK), triton.next_power_of_2(held)
     _faulty[(1,)](ids_TK, counts_E, offsets_E1, places_TK, T, K, P, first, held, FAULT=4, BLOCK=64, BINS=BINS)
     return counts_E, offsets_E1, places_TK
@@ -217,7 +221,7 @@ def slot_after_slot(ids_TK, first, held):
 
 def ranks_begin_anew(ids_TK, first, held):
     (T, K), P = ids_TK.shape, ids_TK.numel()
-    counts_E, offsets_E1 = torch.zeros(held).long(), torch.zeros(held + 1).long()
+    counts_E, offsets_E1 = ids_TK.new_zeros(held), ids_TK.new_zeros(held + 1)
     places_TK, BINS = torch.empty_like(ids_TK), triton.next_power_of_2(held)
     _faulty[(1,)](ids_TK, counts_E, offsets_E1, places_TK, T, K, P, first, held, FAULT=5, BLOCK=64, BINS=BINS)
     return counts_E, offsets_E1, places_TK
@@ -225,9 +229,17 @@ def ranks_begin_anew(ids_TK, first, held):
 
 def dropped_at_the_end(ids_TK, first, held):
     (T, K), P = ids_TK.shape, ids_TK.numel()
-    counts_E, offsets_E1 = torch.zeros(held).long(), torch.zeros(held + 1).long()
+    counts_E, offsets_E1 = ids_TK.new_zeros(held), ids_TK.new_zeros(held + 1)
     places_TK, BINS = torch.empty_like(ids_TK), triton.next_power_of_2(held)
     _faulty[(1,)](ids_TK, counts_E, offsets_E1, places_TK, T, K, P, first, held, FAULT=6, BLOCK=64, BINS=BINS)
+    return counts_E, offsets_E1, places_TK
+
+
+def masked_lanes_counted(ids_TK, first, held):
+    (T, K), P = ids_TK.shape, ids_TK.numel()
+    counts_E, offsets_E1 = ids_TK.new_zeros(held), ids_TK.new_zeros(held + 1)
+    places_TK, BINS = torch.empty_like(ids_TK), triton.next_power_of_2(held)
+    _faulty[(1,)](ids_TK, counts_E, offsets_E1, places_TK, T, K, P, first, held, FAULT=7, BLOCK=64, BINS=BINS)
     return counts_E, offsets_E1, places_TK
 
 
@@ -245,11 +257,11 @@ EXERCISE = Exercise(
     title="counts, offsets and places",
     entry="expert_places",
     points=15,
-    minutes=40,
+    minutes=50,
     difficulty=4,
     spine=True,
     inputs=inputs,
-    cases=9,
+    cases=10,
     reference=reference,
     compare=same("counts", "offsets", "places"),
     misconceptions=(
@@ -288,6 +300,12 @@ EXERCISE = Exercise(
             "It looks like places behind the last expert for pairs that are not ours. Nothing here computes them: their place is -1.",
         ),
         Misconception(
+            "masked-lanes-counted",
+            masked_lanes_counted,
+            "It looks like ids loaded without `other`: lanes behind the last pair hold whatever was there, and where that is an "
+            "expert's number they are counted. Give a number that is no expert's, or leave those lanes out of the count.",
+        ),
+        Misconception(
             "int32",
             in_int32,
             "It looks like results in int32. A place times a row's width soon passes 2^31: counts, offsets and places are int64.",
@@ -307,4 +325,5 @@ EXERCISE = Exercise(
         "torch.nn.functional.one_hot",
     ),
     kernel=True,
+    tags=("only kernels read",),
 )

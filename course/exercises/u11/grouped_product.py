@@ -307,4 +307,5 @@ EXERCISE = Exercise(
         *("torch.nn.functional.grouped_mm", "torch.matmul", "Tensor.matmul", "torch.bmm", "Tensor.bmm", "torch.mm"),
     ),
     kernel=True,
+    tags=("only kernels read",),
 )

@@ -162,24 +162,6 @@ def a_tile_more_for_each(counts_E, pairs, block):
     )  # fmt: skip
 
 
-def as_many_as_there_are(counts_E, pairs, block):
-    E = len(counts_E)
-    tiles_E = (counts_E + block - 1) // block
-    ends_E = tiles_E.cumsum(dim=0)
-    aligned_E1 = F.pad(ends_E, (1, 0)) * block
-    b_B = torch.arange(ends_E[-1])
-    experts_B = torch.searchsorted(ends_E, b_B, right=True)
-    own_B = experts_B.clamp(max=E - 1)
-    inside_B = b_B * block - aligned_E1[own_B]
-    firsts_B = (counts_E.cumsum(dim=0) - counts_E)[own_B] + inside_B
-    heights_B = (counts_E[own_B] - inside_B).clamp(min=0, max=block)
-    surplus_B = experts_B == E
-    return (
-        aligned_E1, experts_B.masked_fill(surplus_B, -1), firsts_B.masked_fill(surplus_B, 0),
-        heights_B.masked_fill(surplus_B, 0),
-    )  # fmt: skip
-
-
 def firsts_with_gaps(counts_E, pairs, block):
     E = len(counts_E)
     B = min(pairs, E) + max(pairs - E, 0) // block
@@ -279,12 +261,6 @@ EXERCISE = Exercise(
             "expert with rows uses up a pair before it begins a tile.",
         ),
         Misconception(
-            "as-many-as-there-are",
-            as_many_as_there_are,
-            "It looks like a table of just the tiles that there are. Their number only the device knows; the length may depend on "
-            "pairs, block and the number of experts alone.",
-        ),
-        Misconception(
             "firsts-with-gaps",
             firsts_with_gaps,
             "It looks like first rows counted with the padding. They are places among the sorted rows, which lie without gaps.",
@@ -313,4 +289,5 @@ EXERCISE = Exercise(
         *("Tensor.__int__", "Tensor.__index__", "Tensor.__bool__", "Tensor.__float__"),
         *("Tensor.repeat_interleave", "torch.repeat_interleave", "torch.masked_select", "Tensor.masked_select"),
     ),
+    tags=("no host wait",),
 )
