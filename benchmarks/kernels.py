@@ -2,104 +2,64 @@
 
     python benchmarks/kernels.py [--out benchmarks/results/kernels_CARD.json] [--rehearse]
 
-Roofs    bytes/s of a large copy, and FLOP/s of a large bf16 product by cuBLAS: what this card does today.
-Rows     each kernel beside eager PyTorch (its twin; for the product torch.matmul) and torch.compile of the same. Every timed
-         call gets inputs of its own, drawn before it, finds a flushed L2, and leaves a fingerprint of its output that must
-         agree with the others'. A time is the median over rounds, the contestants in turns.
-Goals    RMSNorm, SwiGLU, RoPE and cross entropy at least 85 % of the copy's bytes/s; the bf16 product at least 75 % of cuBLAS.
+Roofs    first of all: bytes/s of a large copy, FLOP/s of a large bf16 product by cuBLAS. FP8's roof is twice the latter.
+Rows     each kernel beside eager PyTorch (its twin; for the product torch.matmul) and torch.compile of the same.
+Layers   the routed experts of a mixture at published shapes, forward, and forward and backward (`moe_kernels.py`).
+Share    of the roof that binds: the longer of FLOPs by the product's and bytes by the copy's, over the time. A time is the
+         median over rounds (`timing.py` says how), and nothing is timed before it was compared with eager PyTorch.
+Beside   what is known without running: FLOPs, bytes, the data sheet's bound, memory kept for backward, machine code (`plans.py`)
+Goals    `goals.py`, each with its source; judged where a GPU measured, and nowhere else.
+
+A row that fails, as one that finds no memory, says why and does not end the run, whose exit status is then 1. With --out a
+run that was interrupted goes on: rows are kept while the files that they rest on, the card and the settings are the same.
 
 Without a GPU it says so, leaves what is measured empty, and ends well. `--rehearse` walks through all of it on the CPU, with
 interpreted kernels and tiny sizes: its times mean nothing and are not written.
 """
 
 import argparse
-import statistics
+import json
+import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import record
 import torch
 import triton
+from goals import GOALS, LAYER_GOALS, judged
+from kept import kept_bytes
+from moe_kernels import (
+    BOTH,
+    CASES,
+    FORWARD,
+    REFERENCE,
+    TINY,
+    TINY_CASES,
+    contestants,
+    with_gradients,
+    without,
+)
+from moe_kernels import drawing as layer_drawing
+from resume import rests_on, rows_done, sorted_rows
 from rich.console import Console
-from rich.table import Table
+from shown import show
+from timing import FLUSHED, LEAD, WARM, Bench, Clock, able, require_right, said
 from torch import Tensor
 
-from course.kernels.catalogue import INPUTS, Sizes, moved
+from course.hardware.gpus import GPUS, REPORTED
+from course.kernels.catalogue import INPUTS, Sizes
 from course.kernels.checked import checked
-from course.kernels.planned import launches_of
 
-GOALS = {"rmsnorm": 0.85, "swiglu": 0.85, "rope": 0.85, "cross_entropy": 0.85, "matmul": 0.75}
-GROUPED = ("grouped_gemm", "grouped_gate_up", "grouped_weight_gradient", "grouped_swiglu_backward")
-PRODUCTS = dict.fromkeys(("matmul", *GROUPED), 1) | {
-    "fp8_gemm": 2,
-    "fp8_weight_gradient": 2,
-}  # their format's peak over bf16's
-TINY = Sizes(tokens=24, width=64, heads=2, turned=16, hidden=32, vocab=100, square=64)
-TOLERANCE = 2e-2  # of a bf16 output's norm, and of its fingerprint
-FLUSHED = 256 * 2**20  # bytes, several times any L2
-WARM = 3  # rounds that are not counted
-
-
-@dataclass(frozen=True)
-class Clock:
-    """Seconds that a call takes on a device."""
-
-    device: str
-
-    def seconds(self, call: Callable[[], Any]) -> tuple[float, Any]:
-        if self.device == "cpu":
-            begun = time.perf_counter()
-            result = call()
-            return time.perf_counter() - begun, result
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        result = call()
-        end.record()
-        end.synchronize()
-        return begin.elapsed_time(end) / 1e3, result
-
-
-@dataclass(frozen=True)
-class Bench:
-    """A device, its clock, and what flushes its cache."""
-
-    clock: Clock
-    flush: Tensor
-    rounds: int
-
-    def medians(self, calls: dict[str, Callable], draw: Callable[[int], tuple]) -> dict[str, float]:
-        """Seconds of each call, in turns; all must agree on every round's inputs."""
-        seconds: dict[str, list[float]] = {who: [] for who in calls}
-        for number in range(WARM + self.rounds):
-            inputs, prints = draw(number), {}
-            for who in calls if number % 2 else reversed(calls):
-                self.flush.zero_()
-                taken, out = self.clock.seconds(lambda who=who, inputs=inputs: calls[who](*inputs))
-                prints[who] = fingerprint(out)
-                if number >= WARM:
-                    seconds[who].append(taken)
-            first = next(iter(calls))
-            for who, its in prints.items():
-                assert near(its, prints[first]), f"{who} and {first} differ: {its} and {prints[first]}"
-        return {who: statistics.median(taken) for who, taken in seconds.items()}
-
-
-def fingerprint(out: Any) -> list[float]:
-    """The norm of each tensor of an output."""
-    parts = out if isinstance(out, tuple) else (out,)
-    floats = (part if part.is_floating_point() and part.itemsize > 1 else part.float() for part in parts)  # not FP8
-    return [torch.linalg.vector_norm(part, dtype=torch.float32).item() for part in floats]
-
-
-def near(a: list[float], b: list[float]) -> bool:
-    return all(abs(x - y) <= TOLERANCE * max(abs(y), 1e-6) for x, y in zip(a, b, strict=True))
+__all__ = ["WARM", "Bench", "Clock", "require_right"]
+HERE = Path(__file__).resolve().parent
+UNMEASURED = dict.fromkeys(
+    ("error", "seconds", "share_of_roof", "share_of_product", "share_of_copy", "met", "failed", "roofs")
+)
 
 
 def drawing(name: str, sizes: Sizes, device: str) -> Callable[[int], tuple]:
@@ -118,53 +78,77 @@ def drawing(name: str, sizes: Sizes, device: str) -> Callable[[int], tuple]:
     return draw
 
 
-def contestants(name: str, compiled: bool) -> dict[str, Callable]:
+def kernel_contestants(name: str, compiled: bool) -> dict[str, Callable]:
     module = import_module(f"course.kernels.{name}")
     eager = torch.matmul if name == "matmul" else getattr(module, f"{name}_torch")
     calls = {"eager": eager, "ours": getattr(module, name)}
     return calls | ({"compiled": torch.compile(eager, dynamic=False)} if compiled else {})
 
 
-def require_right(calls: dict[str, Callable], inputs: tuple) -> float:
-    """Largest relative error of ours against eager, over the tensors of the output."""
-    worst = 0.0
-    pairs = [out if isinstance(out, tuple) else (out,) for out in (calls["ours"](*inputs), calls["eager"](*inputs))]
-    for ours, theirs in zip(*pairs, strict=True):
-        worst = max(worst, ((ours.float() - theirs.float()).norm() / theirs.float().norm().clamp(min=1e-9)).item())
-    assert worst < TOLERANCE, f"a relative error of {worst:.2g} against eager"
-    return worst
-
-
 def roofs(bench: Bench, sizes: Sizes, copied: int) -> dict[str, float]:
     """Bytes/s of a copy of `copied` bytes (read and written), FLOP/s of a bf16 product by torch.matmul."""
-    device, n = bench.clock.device, sizes.square
-    source, target = (torch.empty(copied // 2, dtype=torch.bfloat16, device=device) for _ in range(2))
+    n = sizes.square
+    source, target = (torch.empty(copied // 2, dtype=torch.bfloat16, device=bench.device) for _ in range(2))
     copy = bench.medians({"copy": target.copy_}, lambda seed: (source.fill_(seed),))["copy"]
-    draw = drawing("matmul", sizes, device)
+    draw = drawing("matmul", sizes, bench.device)
     product = bench.medians({"product": torch.matmul}, draw)["product"]
     return {"copy_bytes_per_second": 2 * copied / copy, "product_flops_per_second": 2 * n**3 / product}
 
 
-def row(name: str, sizes: Sizes, bench: Bench | None, measured: dict[str, float] | None, compiled: bool) -> dict:
+def shares(plan: dict, seconds: dict[str, float], measured: dict[str, float]) -> dict[str, dict[str, float]]:
+    """Of each contestant's time, what the product's roof, the copy's, and the one that binds would need of it."""
+    product = plan["flops"] / measured["product_flops_per_second"] / (2 if plan["dtype"] == "fp8" else 1)
+    copy = plan["bytes"] / measured["copy_bytes_per_second"]
+    least = {"share_of_product": product, "share_of_copy": copy, "share_of_roof": max(product, copy)}
+    return {name: {who: need / taken for who, taken in seconds.items()} for name, need in least.items()}
+
+
+def kernel_row(plan: dict, sizes: Sizes, bench: Bench | None, measured: dict | None, compiled: bool) -> dict:
     """What a kernel moves and computes; with a bench, how long it takes and which share of its roof that is."""
-    inputs, flops, size = INPUTS[name](
-        lambda *shape, of=torch.bfloat16: torch.empty(shape, dtype=of, device="meta"), sizes
-    )
-    about = {"kernel": name, "size": size, "bytes": None, "flops": flops, "goal": GOALS.get(name)}
+    name = plan["kernel"]
     if bench is None:
-        made: list[Any] = []
-        launches_of(lambda: made.append(contestants(name, False)["ours"](*inputs)))
-        return about | {"bytes": moved(inputs, made[0]), "error": None, "seconds": None, "share_of_roof": None}
-    draw, calls = drawing(name, sizes, bench.clock.device), contestants(name, compiled)
+        return plan | UNMEASURED
+    draw, calls = drawing(name, sizes, bench.device), kernel_contestants(name, compiled)
     inputs = draw(10**6)
-    error, traffic = require_right(calls, inputs), moved(inputs, calls["ours"](*inputs))
+    calls, died = able(calls, inputs)
+    for who in ("ours", "eager"):
+        if who in died:
+            raise RuntimeError(f"{who}: {died[who]}")
+    error = require_right(calls, inputs)
     seconds = bench.medians(calls, draw)
-    if name in PRODUCTS:
-        roof = PRODUCTS[name] * measured["product_flops_per_second"]
-        shares = {who: flops / taken / roof for who, taken in seconds.items()}
-    else:
-        shares = {who: traffic / taken / measured["copy_bytes_per_second"] for who, taken in seconds.items()}
-    return about | {"bytes": traffic, "error": error, "seconds": seconds, "share_of_roof": shares}
+    its = {"error": error, "seconds": seconds, "failed": died, "roofs": measured} | shares(plan, seconds, measured)
+    return plan | UNMEASURED | its
+
+
+def layer_row(name: str, way: str, plan: dict, bench: Bench | None, measured: dict | None) -> dict:
+    """The same of a layer's pass, with tokens/s, peak memory, and what is kept for backward."""
+    case = (CASES | TINY_CASES)[name]
+    row = {"case": name, "pass": way, "shape": asdict(case), **plan, **UNMEASURED}
+    row |= {"tokens_per_second": None, "peak_bytes": None}
+    if bench is None:
+        return row
+    forwards, missing = contestants(way == BOTH)
+    draw, wrap = layer_drawing(case, bench.device), with_gradients if way == BOTH else without
+    inputs = draw(10**6)
+    calls, died = able({who: wrap(forward) for who, forward in forwards.items()}, inputs)
+    if "ours" not in calls:
+        raise RuntimeError(f"ours: {died['ours']}")
+    against = REFERENCE if REFERENCE in calls else next((who for who in calls if who != "ours"), None)
+    error = require_right(calls, inputs, against) if against else None
+    seconds = bench.medians(calls, draw)
+    row |= {"error": error, "seconds": seconds, "failed": missing | died, "roofs": measured}
+    row["tokens_per_second"] = {who: case.tokens / taken for who, taken in seconds.items()}
+    row["peak_bytes"] = {who: bench.peak_bytes(lambda call=call: call(*inputs)) for who, call in calls.items()}
+    if way == BOTH:
+        row["kept_bytes"] = {who: keeps(forwards[who], inputs) for who in calls}
+    return row | shares(plan, seconds, measured)
+
+
+def keeps(forward: Callable, inputs: tuple) -> int:
+    """Bytes kept for backward beside the experts' weights."""
+    x, ids, weights, gate_up, down, _ = inputs
+    x, weights, gate_up, down = (tensor.detach().requires_grad_() for tensor in (x, weights, gate_up, down))
+    return kept_bytes(lambda: forward(x, ids, weights, gate_up, down), [gate_up, down])
 
 
 def card() -> dict[str, str] | None:
@@ -175,52 +159,89 @@ def card() -> dict[str, str] | None:
     return {"name": torch.cuda.get_device_name(0), "driver": driver, "cuda": str(torch.version.cuda)}
 
 
-def show(rows: list[dict], console: Console) -> None:
-    table = Table(title="Share of the measured roof: copy for all but the product, cuBLAS for the product")
-    for column in ("kernel", "size", "GB", "GFLOP", "ours", "eager", "compiled", "goal"):
-        table.add_column(column, justify="left" if column in ("kernel", "size") else "right")
-    for its in rows:
-        shares = its["share_of_roof"] or {}
-        said = [f"{shares[who]:.0%}" if who in shares else "" for who in ("ours", "eager", "compiled")]
-        goal = its["goal"]
-        told = (
-            ""
-            if goal is None
-            else f"{goal:.0%}" + (f": {'met' if shares['ours'] >= goal else 'MISSED'}" if shares else "")
-        )
-        table.add_row(its["kernel"], its["size"], f"{its['bytes'] / 1e9:.3g}", f"{its['flops'] / 1e9:.3g}", *said, told)
-    console.print(table)
+def data_sheet(its_card: dict | None) -> str:
+    """The GPU whose data sheet bounds are taken from: the card here if it is known, else the course's H800."""
+    here = REPORTED.get(its_card["name"]) if its_card else None
+    return next((name for name, gpu in GPUS.items() if gpu is here), "h800")
+
+
+def planned(kernels: list[str], layers: list[str], gpu: str, tiny: bool) -> dict:
+    """What `plans.py` says of them, in a process that interprets kernels and sees no GPU."""
+    command = [sys.executable, str(HERE / "plans.py"), "--gpu", gpu, *(["--tiny"] if tiny else [])]
+    command += ["--kernels", *kernels, "--layers", *layers]
+    without_gpu = os.environ | {"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=without_gpu)
+    if done.returncode:
+        raise RuntimeError(f"plans.py ended with {done.returncode}: {done.stderr[-2000:]}")
+    return json.loads(done.stdout)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, help="write the results here, as JSON")
+    parser.add_argument("--out", type=Path, help="write the results here, as JSON; go on with what is there")
     parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--kernels", nargs="+", choices=list(INPUTS), default=list(INPUTS))
+    parser.add_argument("--kernels", nargs="*", choices=list(INPUTS), default=list(INPUTS))
+    parser.add_argument("--layers", nargs="*", choices=list(CASES), default=list(CASES))
     parser.add_argument("--rehearse", action="store_true", help="all steps on the CPU, tiny and interpreted")
     args = parser.parse_args()
     its_card, console = card(), Console(width=150)
-    bench, sizes, measured = None, Sizes(), None
+    bench, sizes, measured, layers = None, Sizes(), None, args.layers
     if args.rehearse:
         bench, sizes = Bench(Clock("cpu"), torch.empty(1024, dtype=torch.uint8), 1), TINY
+        layers = list(TINY_CASES) if layers else []
     elif its_card:
         flush = torch.empty(FLUSHED, dtype=torch.uint8, device="cuda")
-        bench = Bench(Clock("cuda"), flush, args.rounds)
+        bench = Bench(Clock("cuda"), flush, args.rounds, LEAD)
     else:
         print("No GPU here: what would be measured stays empty. `course compile` shows the kernels' machine code.")
     if bench:
-        measured = roofs(bench, sizes, 2**31 if bench.clock.device == "cuda" else 2**16)
+        measured = roofs(bench, sizes, 2**31 if bench.device == "cuda" else 2**16)
         print(*(f"{name}: {value:.4g}" for name, value in measured.items()), sep="\n")
-    rows = []
-    with checked() if args.rehearse else nullcontext():
-        for name in args.kernels:
-            rows.append(row(name, sizes, bench, measured, compiled=bool(its_card) and not args.rehearse))
-            print(f"{name}: done", file=sys.stderr)
-    show(rows, console)
-    if args.out and not args.rehearse:
-        about = record.circumstances() | {"card": its_card}
-        about["versions"]["triton"] = triton.__version__
-        record.write(args.out, about | {"roofs": measured, "rows": rows})
+
+    on_gpu, out = bool(its_card) and not args.rehearse, None if args.rehearse else args.out
+    basis = rests_on(its_card, args.rounds)
+    done = rows_done(out, basis)
+    places = [(name,) for name in args.kernels] + [(name, way) for name in layers for way in (FORWARD, BOTH)]
+    missing = dict.fromkeys(its[0] for its in places if its not in done)
+    plans = planned(
+        [name for name in missing if name in INPUTS],
+        [name for name in missing if name not in INPUTS],
+        data_sheet(its_card),
+        args.rehearse,
+    )
+    about = record.circumstances() | {"card": its_card, "rests_on": basis}
+    about["versions"]["triton"] = triton.__version__
+    for its in places:
+        plan = plans["kernels"].get(its[0]) or plans["layers"].get(its[0], {}).get(its[-1])
+        if its not in done:
+            with checked() if args.rehearse else nullcontext():
+                done[its] = attempt(its, plan, sizes, bench, measured, on_gpu)
+        print(f"{', '.join(its)}: {(done[its]['failed'] or {}).get('row', 'done')}", file=sys.stderr)
+        if out:
+            record.write(out, about | {"roofs": measured} | sorted_rows(done, places))
+    found = sorted_rows(done, places)
+    show(found["rows"], found["layers"], console)
+    sys.exit(any((row["failed"] or {}).get("row") for row in done.values()))
+
+
+def attempt(its: tuple, plan: dict, sizes: Sizes, bench: Bench | None, measured: dict | None, on_gpu: bool) -> dict:
+    """A row, or the same without measurements and with what it died of."""
+    layer = len(its) == 2
+
+    def make(with_bench: Bench | None) -> dict:
+        return (
+            layer_row(*its, plan, with_bench, measured)
+            if layer
+            else kernel_row(plan, sizes, with_bench, measured, on_gpu)
+        )
+
+    try:
+        row = make(bench)
+    except Exception as error:
+        row = make(None) | {"failed": {"row": said(error)}}
+        if on_gpu:
+            torch.cuda.empty_cache()
+    return judged(row, LAYER_GOALS.get(its) if layer else GOALS.get(its[0]), on_gpu)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ import record
 import torch
 import torch.nn.functional as F
 import transformers
+from kept import kept_bytes
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -115,21 +116,6 @@ def assert_equal(methods: dict[str, Callable], leaves: list[Tensor], seed_TD: Te
             assert error < tolerance, f"{name} differs from transformers by {error:.1e}"
             worst = max(worst, error)
     return worst
-
-
-def kept_bytes(forward: Callable[[], object], there: list[Tensor]) -> int:
-    """Bytes that a forward pass keeps for backward: each storage once, and none of those that are there anyhow."""
-    seen: dict[int, Tensor] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        seen[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        forward()
-    for tensor in there:
-        seen.pop(tensor.untyped_storage().data_ptr(), None)
-    return sum(tensor.untyped_storage().nbytes() for tensor in seen.values())
 
 
 def kept(moe: MoE, x_TD: Tensor) -> dict[str, float]:

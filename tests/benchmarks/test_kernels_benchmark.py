@@ -7,6 +7,7 @@ from pathlib import Path
 
 import kernels as script
 import pytest
+import resume
 import torch
 
 FILE = Path(script.__file__)
@@ -17,26 +18,73 @@ def run(*arguments):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_without_a_gpu_it_says_so_and_leaves_rows_empty(tmp_path):
+def test_without_a_gpu_it_says_so_counts_and_compiles_and_leaves_empty_what_is_measured(tmp_path):
     out = tmp_path / "kernels.json"
-    done = run("--out", out, "--kernels", "rmsnorm", "matmul")
+    chosen = ("--kernels", "rmsnorm", "matmul", "--layers", "qwen3-30b/128")
+    done = run("--out", out, *chosen)
     assert done.returncode == 0, done.stderr
     assert "No GPU here" in done.stdout
     record = json.loads(out.read_text())
     assert record["card"] is None
     assert record["roofs"] is None
-    assert [(row["kernel"], row["seconds"], row["share_of_roof"]) for row in record["rows"]] == [
-        ("rmsnorm", None, None),
-        ("matmul", None, None),
+    rows, layers = record["rows"], record["layers"]
+    assert [row["kernel"] for row in rows] == ["rmsnorm", "matmul"]
+    assert [(row["case"], row["pass"]) for row in layers] == [
+        ("qwen3-30b/128", "forward"),
+        ("qwen3-30b/128", "forward and backward"),
     ]
-    assert record["rows"][1]["flops"] == 2 * 8192**3
+    measured = ("error", "seconds", "share_of_roof", "share_of_product", "share_of_copy", "met", "failed", "roofs")
+    assert all(row[name] is None for row in [*rows, *layers] for name in measured)
+    assert all(row[name] is None for row in layers for name in ("tokens_per_second", "peak_bytes"))
+    assert rows[1]["flops"] == 2 * 8192**3
+    assert layers[0]["flops"] == 6 * 128 * 8 * 2048 * 768
+    assert layers[0]["goal"]["share"] == 0.61  # data beside the row, and not judged
+    assert layers[0]["steps_bound_seconds"] == pytest.approx(sum(its["bound"]["seconds"] for its in layers[0]["steps"]))
+    assert layers[0]["bound"]["seconds"] < layers[0]["steps_bound_seconds"]
+    assert layers[1]["kept_bytes"]["ours"] < layers[1]["kept_bytes"]["grouped_mm"]
+    code = [one for its in [*rows, *layers[1]["steps"]] for one in its["machine_code"]]
+    assert all(one["error"] is None and one["registers"] > 0 and 0 < one["occupancy"] <= 1 for one in code)
+    products = {one["kernel"] for one in code if "HGMMA" in one["tensor_core"]}
+    assert {"matmul_kernel", "grouped_gemm_kernel", "grouped_gate_up_kernel"} <= products
+
+    first = record["rows"][0] | {"mark": "kept"}
+    dead = record["rows"][1] | {"mark": "made again", "failed": {"row": "OutOfMemoryError"}}
+    out.write_text(json.dumps(record | {"rows": [first, dead]}))
+    assert run("--out", out, *chosen).returncode == 0
+    assert [row.get("mark") for row in json.loads(out.read_text())["rows"]] == ["kept", None]
 
 
-def test_a_rehearsal_goes_through_every_kernel_and_writes_nothing(tmp_path):
+def test_rows_are_kept_while_what_they_rest_on_is_the_same(tmp_path):
+    out, basis = tmp_path / "kernels.json", resume.rests_on(None, 30)
+    assert basis != resume.rests_on(None, 31)
+    assert resume.rows_done(out, basis) == {}
+    row, layer = (
+        {"kernel": "rmsnorm", "failed": None},
+        {"case": "a", "pass": "forward", "failed": {"loop": "no memory"}},
+    )
+    out.write_text(json.dumps({"rests_on": basis, "rows": [row], "layers": [layer]}))
+    assert resume.rows_done(out, basis) == {("rmsnorm",): row, ("a", "forward"): layer}
+    assert resume.rows_done(out, basis | {"files": "others"}) == {}
+
+
+def test_a_row_that_fails_says_why_and_does_not_end_the_run(monkeypatch):
+    def greedy(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(script, "drawing", greedy)
+    plan = {"kernel": "rmsnorm", "size": "", "flops": 1, "bytes": 1, "dtype": "bf16", "machine_code": []}
+    row = script.attempt(("rmsnorm",), plan, script.Sizes(), bench(), {}, False)
+    assert row["failed"] == {"row": "OutOfMemoryError: CUDA out of memory"}
+    assert row["seconds"] is None
+    assert row["met"] is None
+
+
+def test_a_rehearsal_goes_through_every_kernel_and_layer_and_writes_nothing(tmp_path):
     out = tmp_path / "kernels.json"
     done = run("--rehearse", "--out", out)
     assert done.returncode == 0, done.stderr
-    assert all(f"{name}: done" in done.stderr for name in script.INPUTS)
+    layers = [f"{case}, {way}" for case in script.TINY_CASES for way in (script.FORWARD, script.BOTH)]
+    assert all(f"{name}: done" in done.stderr for name in [*script.INPUTS, *layers])
     assert not out.exists()
 
 
