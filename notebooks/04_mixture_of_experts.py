@@ -649,7 +649,7 @@ controls = interact(knobs, experts=IntSlider(8, 2, 128), k=IntSlider(2, 1, 8))
 # ## What we measured
 #
 # - A layer in four steps, each equal to `course.model`'s: route, line up, one grouped product, combine.
-# - The loop of experts costs 2.8 times the grouped product at 256 experts, and hardly more than it at 8 (recorded, two cores).
+# - The loop of experts costs 2.4 times the grouped product at 256 experts, and hardly more than it at 8 (recorded, two cores).
 # - More from each token, less in each second: with three seeds, the mixture gains 0.055 nats by tokens and loses 0.069 by the clock (recorded, two
 #   cores, models of two million parameters).
 # - Without a balance loss two experts of a layer take nearly all; the loss does not show it.
