@@ -214,6 +214,16 @@ def trace(
 
 
 @app.command()
+def reproduce(
+    as_json: Annotated[bool, typer.Option("--json", help="A list of objects, with the source of each figure.")] = False,
+):
+    """Recompute published figures, and say how far off."""
+    from course.hardware.reproduce.command import reproduce_command
+
+    return reproduce_command(as_json)
+
+
+@app.command()
 def grade(
     files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Notebooks, or folders and archives of them.")],
     lab: Annotated[str, typer.Option(metavar="UNIT", help="The unit whose lab they are.")],
