@@ -4,7 +4,7 @@ from importlib import import_module
 
 from course.hardware.reproduce.row import Row
 
-SUBJECTS = ("counts", "costs", "pipelines", "products")
+SUBJECTS = ("counts", "costs", "pipelines", "networks", "products", "services")
 
 
 def rows() -> list[Row]:

@@ -29,7 +29,7 @@ def reproduce_command(as_json: bool = False) -> int:
                 console.print(table(kind, meaning, its))
         for line in summary(found):
             console.print(Text(line), soft_wrap=True)
-    return int(any(row.kind == "definition" and row.agrees is False for row in found))
+    return int(any(row.kind == "definition" and row.agrees is False and not row.contradicts for row in found))
 
 
 def table(kind: str, meaning: str, its: list[Row]) -> Table:
@@ -54,6 +54,8 @@ def summary(found: list[Row]) -> list[str]:
         if kind == "definition":
             agree = sum(bool(row.agrees) for row in found if row.kind == kind)
             told.append(f"{agree} of {len(errors)} definitions agree to every printed digit.")
+            if against := sum(row.contradicts for row in found):
+                told.append(f"{against} published figures contradict others, and stay for that.")
         elif errors:
             told.append(
                 f"{len(errors)} rows of kind {kind}: median error {median(errors):.1%}, largest {max(errors):.0%}."

@@ -20,6 +20,7 @@ class Row:
     """`digit` is what the last printed digit counts: 671 billion printed as "671B" has a digit of 1e9.
 
     compute: None where the figure cannot be reproduced; `reason` then says why.
+    contradicts: other published figures say otherwise, and `reason` says which.
     """
 
     id: str
@@ -31,6 +32,7 @@ class Row:
     compute: Callable[[], float] | None
     digit: float = 0.0
     reason: str = ""
+    contradicts: bool = False
 
     @cached_property
     def computed(self) -> float | None:
@@ -60,6 +62,7 @@ class Row:
             "computed": self.computed,
             "relative_error": self.relative_error,
             "agrees": self.agrees,
+            "contradicts": self.contradicts,
             "kind": self.kind,
             "reason": self.reason,
         }
