@@ -102,8 +102,9 @@ def _with(board: Board, run: Board) -> Board:
 def _kernel_exercise(name: str) -> Exercise:
     exercise = find(name)
     if not exercise.kernel:
-        known = ", ".join(each.id for each in every().values() if each.kernel)
-        raise GradingError(f"Exercise {name} is no kernel exercise; there is {known}.")
+        known = [each for each in every().values() if each.kernel]
+        near = [each for each in known if each.unit == exercise.unit] or known
+        raise GradingError(f"Exercise {name} is no kernel exercise; there is {', '.join(each.id for each in near)}.")
     return exercise
 
 

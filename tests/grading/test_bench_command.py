@@ -1,6 +1,7 @@
 """`course bench-kernel` as an instructor calls it."""
 
 import json
+import re
 
 import pytest
 from cheats import CHEATS, HONEST, TWICE
@@ -106,6 +107,7 @@ def test_wrong_use_is_one_sentence_and_exit_code_2(quick, folder, tmp_path, caps
     for wrong, says in (
         ({"exercise": "10.77"}, "There is no exercise 10.77; there is 10.1"),
         ({"exercise": "04.1"}, "Exercise 04.1 is no kernel exercise; there is 09.1"),
+        ({"exercise": "11.1"}, "Exercise 11.1 is no kernel exercise; there is 11.2, 11.4, 11.5, 11.6.\n"),
         ({"files": [tmp_path / "nobody.py"]}, "There is no file or folder"),
         ({"files": [tmp_path / "empty"]}, "holds no notebook (.ipynb) or Python file (.py)"),
         ({"gpu": "h999"}, "There is no GPU 'h999' here"),
@@ -116,6 +118,16 @@ def test_wrong_use_is_one_sentence_and_exit_code_2(quick, folder, tmp_path, caps
         assert says in said.err
         assert len(said.err.splitlines()) == 1
         assert said.out == ""
+
+
+def test_an_entry_that_is_no_python_is_rejected_in_one_sentence(workers, folder, capsys):
+    (folder / "ann.py").write_text("def grouped_product(rows_PK:\n")
+    (folder / "bob.py").write_text("")
+    assert command("11.4", [folder]) == 0
+    said = capsys.readouterr()
+    assert re.search(r"ann  The answer cell is not valid Python in line 1: .*\.", said.out)
+    assert "bob  The answer cell does not define `grouped_product` as a function." in said.out
+    assert "Traceback" not in said.out + said.err
 
 
 def test_nothing_is_run_without_a_sandbox_unless_it_is_given_up(quick, folder, monkeypatch, capsys):
