@@ -34,19 +34,19 @@ TWICE = HONEST.replace("launch(gate_up_NF, gate_up_NF.new", "launch(gate_up_NF.c
 LOW = HONEST.replace("(up + offset)).to(", "(up + offset)).to(tl.{}).to(")
 
 
-def _cheat(body: str, before: str = "") -> str:
+def cheat(body: str, before: str = "") -> str:
     return f"{before}{KERNEL}{IN_PYTORCH if 'in_pytorch' in body else ''}\n{HEAD}    {body}\n"
 
 
 # what is tried: the entry, what reading it says (None: nothing), and what running it says where it was not read
 CHEATS = {
     "an empty kernel beside PyTorch": (
-        _cheat("nothing[(1,)](gate_up_NF, BLOCK=1)\n    return in_pytorch(gate_up_NF, limit, offset)"),
+        cheat("nothing[(1,)](gate_up_NF, BLOCK=1)\n    return in_pytorch(gate_up_NF, limit, offset)"),
         r"uses `\.clamp`",
         r"PyTorch computes here \(clamp\)",
     ),
     "an empty kernel beside PyTorch in a thread": (
-        _cheat(
+        cheat(
             "nothing[(1,)](gate_up_NF, BLOCK=1)\n    found = []\n"
             "    work = lambda: found.append(in_pytorch(gate_up_NF, limit, offset))\n"
             "    thread = threading.Thread(target=work); thread.start(); thread.join()\n    return found[0].contiguous()",
@@ -56,7 +56,7 @@ CHEATS = {
         "Faster than the roof: it loaded 0 bytes",
     ),
     "results kept by shape": (
-        _cheat(
+        cheat(
             "key = gate_up_NF.shape, limit, offset\n"
             "    if key not in KEPT: KEPT[key] = launch(gate_up_NF, fresh(gate_up_NF), limit, offset)\n"
             "    else: nothing[(1,)](gate_up_NF, BLOCK=1)\n    return KEPT[key].clone()",
@@ -66,7 +66,7 @@ CHEATS = {
         "Wrong at the standard size",
     ),
     "results kept by what is in the inputs": (
-        _cheat(
+        cheat(
             "key = gate_up_NF.shape, limit, offset, gate_up_NF.sum().item()\n"
             "    if key not in KEPT: KEPT[key] = launch(gate_up_NF, fresh(gate_up_NF), limit, offset)\n"
             "    else: launch(gate_up_NF[:1], fresh(gate_up_NF[:1]), limit, offset)\n    return KEPT[key].clone()",
@@ -76,7 +76,7 @@ CHEATS = {
         "took other launches the second time",
     ),
     "results kept by address": (
-        _cheat(
+        cheat(
             "key = gate_up_NF.data_ptr()\n"
             "    kept[key] = kept.get(key, launch(gate_up_NF, fresh(gate_up_NF), limit, offset))\n    return kept[key]"
         ).replace("limit, offset):\n    key", "limit, offset, kept={}):\n    key"),
@@ -86,21 +86,21 @@ CHEATS = {
     "bfloat16 where float32 is asked": (LOW.format("bfloat16"), None, "relative error"),
     "FP8 where float32 is asked": (LOW.format("float8e5"), None, "relative error"),
     "another stream": (
-        _cheat(
+        cheat(
             "with torch.cuda.stream(torch.cuda.Stream()):\n        return launch(gate_up_NF, fresh(gate_up_NF), limit, offset)"
         ),
         r"has a statement \(with\)",
         None,  # measured alone shows it
     ),
     "another stream, without a with": (
-        _cheat(
+        cheat(
             "torch.cuda.set_stream(torch.cuda.Stream())\n    return launch(gate_up_NF, fresh(gate_up_NF), limit, offset)"
         ),
         r"uses `\.(set_stream|Stream)`|uses `torch\.cuda`",
         None,
     ),
     "calls answered three at a time": (
-        _cheat(
+        cheat(
             "out = fresh(gate_up_NF)\n    WAIT.append((gate_up_NF, out, limit, offset))\n"
             "    if len(WAIT) == 3:\n        while WAIT: launch(*WAIT.pop())\n    return out",
             "WAIT = []\n",
@@ -109,7 +109,7 @@ CHEATS = {
         "no Triton kernel was launched|are NaN",
     ),
     "answers to the public inputs": (
-        _cheat(
+        cheat(
             "nothing[(1,)](gate_up_NF, BLOCK=1)\n    known = {8.5: [[1.0]], 3.0: [[2.0]]}\n"
             "    return torch.tensor(known.get(gate_up_NF.sum().item(), 0.0))"
         ),
@@ -117,7 +117,7 @@ CHEATS = {
         r"PyTorch computes here|shape \[\]",
     ),
     "a look at the frames of who calls": (
-        _cheat(
+        cheat(
             "nothing[(1,)](gate_up_NF, BLOCK=1)\n    frame = sys._getframe()\n"
             "    while 'wanted' not in frame.f_locals: frame = frame.f_back\n    return frame.f_locals['wanted']",
             "import sys\n",
@@ -126,12 +126,12 @@ CHEATS = {
         "AttributeError",
     ),
     "a look at the grader's files": (
-        _cheat("return torch.load(open('/work/wanted.pt', 'rb'))"),
+        cheat("return torch.load(open('/work/wanted.pt', 'rb'))"),
         r"uses `torch\.load`|uses `open`",
         "FileNotFoundError",
     ),
     "one buffer for every result": (
-        _cheat(
+        cheat(
             "N, F = gate_up_NF.shape\n    BUFFER.setdefault(gate_up_NF.dtype, torch.empty(10**5, dtype=gate_up_NF.dtype))\n"
             "    out = BUFFER[gate_up_NF.dtype][: N * F // 2].view(N, F // 2)\n    return launch(gate_up_NF, out, limit, offset)",
             "BUFFER = {}\n",
@@ -140,7 +140,7 @@ CHEATS = {
         "memory of the result before it",
     ),
     "a result in the memory of an input": (
-        _cheat(
+        cheat(
             "N, F = gate_up_NF.shape\n    pairs[(1,)](gate_up_NF, fresh(gate_up_NF), 0, limit, offset, BLOCK=16)\n"
             "    return gate_up_NF.view(-1)[: N * F // 2].view(N, F // 2)"
         ),
@@ -148,14 +148,14 @@ CHEATS = {
         "memory of the input `gate_up_NF`",
     ),
     "another clock": (
-        _cheat(
+        cheat(
             "torch.cuda.Event.elapsed_time = lambda *_: 1e-6\n    return launch(gate_up_NF, fresh(gate_up_NF), limit, offset)"
         ),
         r"uses `torch\.cuda`|sets the attribute `elapsed_time`",
         None,
     ),
     "an interpreter that counts nothing": (
-        _cheat(
+        cheat(
             "Launch = sys.modules['course.kernels.launch'].Launch\n"
             "    TOLD.append(Launch.to_json) if not TOLD else None\n"
             "    Launch.to_json = lambda self: TOLD[0](self) | {'load_bytes': 0, 'store_bytes': 0}\n"
@@ -166,7 +166,7 @@ CHEATS = {
         "Faster than the roof: it loaded 0 bytes",
     ),
     "a thread that goes on after the return": (
-        _cheat(
+        cheat(
             "out = fresh(gate_up_NF)\n    nothing[(1,)](gate_up_NF, BLOCK=1)\n"
             "    work = lambda: (time.sleep(0.3), out.copy_(in_pytorch(gate_up_NF, limit, offset)))\n"
             "    threading.Thread(target=work).start()\n    return out",
@@ -176,7 +176,7 @@ CHEATS = {
         "are NaN|can't start new thread",
     ),
     "work in a destructor": (
-        _cheat(
+        cheat(
             "out = fresh(gate_up_NF)\n    nothing[(1,)](gate_up_NF, BLOCK=1)\n"
             "    OLD.append(Later(lambda: in_pytorch(gate_up_NF, limit, offset)))\n    return out",
             "OLD = []\nclass Later:\n    def __init__(self, work): self.work = work\n    def __del__(self): self.work()\n",
@@ -185,7 +185,7 @@ CHEATS = {
         "are NaN",
     ),
     "a tensor that computes when it is read": (
-        _cheat(
+        cheat(
             "nothing[(1,)](gate_up_NF, BLOCK=1)\n    return fresh(gate_up_NF).as_subclass(Lazy)",
             "class Lazy(torch.Tensor):\n    def __repr__(self): return 'later'\n",
         ),
@@ -193,12 +193,12 @@ CHEATS = {
         "neither a tensor nor a number",
     ),
     "a huge result of one number": (
-        _cheat("nothing[(1,)](gate_up_NF, BLOCK=1)\n    return torch.zeros(1).expand(1 << 40)"),
+        cheat("nothing[(1,)](gate_up_NF, BLOCK=1)\n    return torch.zeros(1).expand(1 << 40)"),
         None,
         "a result is not contiguous",
     ),
     "other bits each time": (
-        _cheat(
+        cheat(
             "out = launch(gate_up_NF, fresh(gate_up_NF), limit, offset)\n    COUNT.append(1)\n"
             "    if len(gate_up_NF) == 48: out.view(torch.int16)[len(COUNT) % 7, 0] ^= 1\n    return out",
             "COUNT = []\n",
