@@ -50,3 +50,32 @@ def test_each_call_finds_a_flushed_cache():
     clock = Clock("cpu")
     clock.flushed.fill_(1)
     assert clock.seconds(lambda: int(clock.flushed.sum()))[2] == 0
+
+
+class Event:
+    """Of a device that has none of CUDA's."""
+
+    def __init__(self, enable_timing):
+        pass
+
+    def record(self):
+        pass
+
+    def synchronize(self):
+        pass
+
+    def elapsed_time(self, end):
+        return 1.0
+
+
+def test_what_an_answer_allocates_without_a_device_lies_on_the_one_it_runs_on(monkeypatch):
+    monkeypatch.setattr("course.checking.timed.EVENT", Event)
+    monkeypatch.setattr("course.checking.timed.SYNCHRONIZE", lambda: None)
+    found = []
+
+    def allocating():
+        found.append(torch.empty(3).device.type)
+        return torch.zeros(1, device="cpu")
+
+    timed(allocating, {}, "meta", repeat=1)
+    assert found == ["meta"]
