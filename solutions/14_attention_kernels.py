@@ -144,7 +144,7 @@ check("14.1", attention_pool)
 # - C and V are any two numbers from 1 to 128, and need not be equal. The score of a query and a key is `scale` times their product.
 # - A tile of queries need not look at keys that none of them sees. The check sees values and not bytes; the last cells of this lab count.
 # - With a window the *first* block of a tile may hold no key at all for its later queries (where a block is shorter than the tile, or begins earlier).
-# - **bfloat16**: a tensor core wants both factors in bfloat16, so the weights may be rounded to it before they meet the values, and the result is compared to 5e-3 of its norm. Sum and log are not made of rounded weights: the log is compared to 1e-5.
+# - **bfloat16**: a tensor core wants both factors in bfloat16, so the weights may be rounded to it before they meet the values, and the result is compared to 5e-3 of its norm, and to 2e-3 where no value is negative, since nothing cancels there. **The sums stay in float32**, whatever the values are: one that is rounded at every block does not pass. Sum and log are not made of rounded weights: the log is compared to 1e-5.
 #
 # The example is case 1: one sequence, one head, S = 3 and N = 4, C = 1, V = 2, window 2, scale 1. Queries are 0, 0, 1, keys 0, 0, 0, ln 3, values `[8, 0]`, `[0, 4]`, `[6, 2]`, `[2, 6]`. The query at position 1 sees keys 0 and 1, equally: `[4, 2]`, its log is ln 2. That at 2 sees keys 1 and 2:
 # `[3, 3]`, ln 2. That at 3 sees keys 2 and 3 with weights 1/4 and 3/4: `[3, 5]`, ln 4 = 1.386294.
@@ -302,7 +302,7 @@ check("14.3", combine_splits)
 # - Table entries that a sequence does not need are -1. Pages come in any order, and two sequences with the same beginning may share one.
 # - K is a power of two from 16 to 64. R and r are powers of two from 16 up, R up to 512 (the argument `rank`), r up to 64. H is any number from 1 up to 128; a tile needs 16 rows.
 # - `scale` is that of the keys that were never made (1 / sqrt(192) in DeepSeek-V3), and is given. It multiplies the whole score, latent and turned part. The queries come absorbed and turned.
-# - As in 14.2 weights may be rounded to bfloat16 in front of the second product, and a bfloat16 result is compared to 5e-3.
+# - As in 14.2 weights may be rounded to bfloat16 in front of the second product, and a bfloat16 result is compared to 5e-3, or to 2e-3 where no row is negative; what is carried from block to block stays in float32.
 # - One program for all positions of a sequence will do. If you like, cut a sequence into spans, and merge them in a second kernel.
 #
 # The example is case 1: one sequence of two positions, one head, R = r = 16, K = 16, scale 0.5, table `[[2, -1]]`. The first row of page 2 is 4 at place 0, the second one 8 at place 1 and 1 at place 16, the first turned number; else they are 0. The query is ln 9 at place 16, else 0.

@@ -8,12 +8,13 @@ from course.checking.exercise import Exercise, Misconception
 from course.exercises.u14._attention import mix_and_log
 
 BF16, FP32 = torch.bfloat16, torch.float32
-EDGES = [  # B, S, N, H, G, C, V, window, dtype; every second query is many times as long where "far" stands behind
+EDGES = [  # B, S, N, H, G, C, V, window, dtype, and whether every second query is "far", many times as long, or all are "near" 0
     (1, 20, 45, 4, 2, 24, 16, 45, FP32, ""),  # more keys than queries, two heads share
     (2, 33, 33, 2, 1, 16, 20, 5, FP32, ""),  # a short window: whole blocks are closed for some queries of a tile
     (1, 1, 50, 6, 2, 40, 8, 17, BF16, ""),  # decoding
     (1, 18, 70, 2, 2, 20, 33, 1000, BF16, "far"),
     (1, 3, 3, 1, 1, 1, 1, 1, FP32, ""),  # each sees itself alone
+    (1, 2, 500, 2, 1, 16, 16, 1000, BF16, "near"),  # many keys that count alike, and values of one sign
 ]
 
 
@@ -34,7 +35,11 @@ def inputs(rng, number):
     q_BSHC, k_BNGC = (torch.tensor(rng.normal(size=size)).to(dtype) for size in ((B, S, H, C), (B, N, G, C)))
     if lie == "far":
         q_BSHC[:, ::2] *= 64
+    if lie == "near":
+        q_BSHC *= 0.1
     v_BNGV = torch.tensor(rng.normal(size=(B, N, G, V)) + 0.5).to(dtype)
+    if lie == "near":
+        v_BNGV = torch.tensor(rng.uniform(1, 2, size=(B, N, G, V))).to(dtype)
     return {"q_BSHC": q_BSHC, "k_BNGC": k_BNGC, "v_BNGV": v_BNGV, "window": window, "scale": 1.5 * C**-0.5}
 
 
@@ -184,6 +189,8 @@ def _faulty(
         shrink = tl.exp(largest - base)
         total = total * shrink + tl.sum(weights, axis=1)
         mix = tl.dot(weights.to(values.dtype), values, mix * shrink[:, None], input_precision="ieee")
+        if FAULT == 7:  # kept in the values' format
+            mix = mix.to(values.dtype).to(tl.float32)
         largest = larger
     mix = mix / tl.where(total > 0.0, total, 1.0)[:, None]
     tl.store(out + row[:, None] * V + w, mix.to(out.dtype.element_ty), mask=(m < S)[:, None] & (w < V))
@@ -247,6 +254,15 @@ def blocks_left_out_by_the_last_query(q_BSHC, k_BNGC, v_BNGV, window, scale):
     return out_BSHV, logs_BSH
 
 
+def sum_in_bfloat16(q_BSHC, k_BNGC, v_BNGV, window, scale):
+    (B, S, H, C), (N, G), V = q_BSHC.shape, k_BNGC.shape[1:3], v_BNGV.shape[3]
+    out_BSHV, logs_BSH = torch.empty(B, S, H, V, dtype=q_BSHC.dtype), torch.empty(B, S, H)
+    tensors, wide = (q_BSHC, k_BNGC, v_BNGV, out_BSHV, logs_BSH), max(triton.next_power_of_2(C), 16)
+    sizes, broad = (S, H, N, G, C, V, window, scale), max(triton.next_power_of_2(V), 16)
+    _faulty[(triton.cdiv(S, 32), H, B)](*tensors, *sizes, FAULT=7, ROWS=32, KEYS=16, WIDE=wide, BROAD=broad)
+    return out_BSHV, logs_BSH
+
+
 EXERCISE = Exercise(
     id="14.2",
     unit="14",
@@ -257,9 +273,9 @@ EXERCISE = Exercise(
     difficulty=4,
     spine=False,
     inputs=inputs,
-    cases=7,
+    cases=8,
     reference=reference,
-    compare=mix_and_log("out", "logs"),
+    compare=mix_and_log("out", "logs", "v_BNGV"),
     misconceptions=(
         Misconception(
             "counted-from-the-first-key",
@@ -293,6 +309,12 @@ EXERCISE = Exercise(
             blocks_left_out_by_the_last_query,
             "It looks like blocks left out that the last query of a tile does not see, though its first one does. A tile begins "
             "with the first key that its first query sees.",
+        ),
+        Misconception(
+            "sum-in-bfloat16",
+            sum_in_bfloat16,
+            "It looks like a sum that is kept in bfloat16 from block to block. Its eight bits are rounded at every block: keep it "
+            "in float32, and round once, at the end.",
         ),
     ),
     alternatives=(a_program_a_head, a_program_a_group_of_heads),

@@ -8,12 +8,13 @@ from course.checking.exercise import Exercise, Misconception
 from course.exercises.u14._attention import mix_and_log
 
 BF16, FP32 = torch.bfloat16, torch.float32
-EDGES = [  # lengths, H, R, r, positions a page, dtype, what lies behind the last position; "far": heads differ much
+EDGES = [  # lengths, H, R, r, positions a page, dtype, what lies behind the last position; "far": heads differ much; "near": hardly
     ([40, 0, 17], 5, 32, 16, 16, FP32, "numbers"),  # odd, and a sequence of none
     ([33, 64], 70, 16, 16, 32, FP32, "nan"),  # more heads than a tile; one sequence fills its pages
     ([70], 3, 64, 32, 64, BF16, "nan far"),
     ([1, 16, 48], 16, 32, 16, 16, BF16, "numbers"),
     ([100], 1, 16, 16, 16, FP32, "nan"),
+    ([500], 2, 16, 16, 16, BF16, "near"),  # many positions that count alike, and rows of one sign
 ]
 
 
@@ -39,6 +40,8 @@ def inputs(rng, number):
     width, needed = max(max(counts), 1) + 1, sum(counts)
     order = rng.permutation(needed + 2).tolist()
     pages_PKL = torch.tensor(rng.normal(size=(needed + 2, size, R + r))).to(dtype)
+    if behind == "near":
+        pages_PKL = torch.tensor(rng.uniform(1, 2, size=pages_PKL.shape)).to(dtype)
     table_BW = torch.full((len(lengths), width), -1, dtype=torch.int32)
     unused = torch.ones(needed + 2, size, dtype=torch.bool)
     for b, (length, count) in enumerate(zip(lengths, counts, strict=True)):
@@ -52,6 +55,8 @@ def inputs(rng, number):
     q_BHL = torch.tensor(rng.normal(size=(len(lengths), H, R + r))).to(dtype)
     if behind == "nan far":
         q_BHL[:, ::2] *= 64
+    if behind == "near":
+        q_BHL *= 0.1
     return {
         "q_BHL": q_BHL,
         "pages_PKL": pages_PKL,
@@ -228,6 +233,8 @@ def _faulty(
         shrink = tl.exp(largest - larger)
         total = total * shrink + tl.sum(weights, axis=1)
         mix = tl.dot(weights.to(latent.dtype), latent, mix * shrink[:, None], input_precision="ieee")
+        if FAULT == 7:  # kept in the rows' format
+            mix = mix.to(latent.dtype).to(tl.float32)
         largest = larger
     mix = mix / tl.where(total > 0.0, total, 1.0)[:, None]
     tl.store(out + row[:, None] * R + tl.arange(0, R)[None, :], mix.to(out.dtype.element_ty), mask=there)
@@ -282,6 +289,14 @@ def read_behind_the_end(q_BHL, pages_PKL, table_BW, lengths_B, scale, rank):
     return out_BHR, logs_BH
 
 
+def sum_in_bfloat16(q_BHL, pages_PKL, table_BW, lengths_B, scale, rank):
+    (B, H, L), (P, SIZE, _), W = q_BHL.shape, pages_PKL.shape, table_BW.shape[1]
+    out_BHR, logs_BH = torch.empty(B, H, rank, dtype=q_BHL.dtype), torch.empty(B, H)
+    tensors, sizes = (q_BHL, pages_PKL, table_BW, lengths_B, out_BHR, logs_BH), (H, W, P, scale)
+    _faulty[(triton.cdiv(H, 16), B)](*tensors, *sizes, FAULT=7, R=rank, L=L, SIZE=SIZE, HEADS=16)
+    return out_BHR, logs_BH
+
+
 EXERCISE = Exercise(
     id="14.4",
     unit="14",
@@ -292,9 +307,9 @@ EXERCISE = Exercise(
     difficulty=4,
     spine=False,
     inputs=inputs,
-    cases=7,
+    cases=8,
     reference=reference,
-    compare=mix_and_log("out", "logs"),
+    compare=mix_and_log("out", "logs", "pages_PKL"),
     misconceptions=(
         Misconception(
             "scale-of-the-row",
@@ -328,6 +343,12 @@ EXERCISE = Exercise(
             read_behind_the_end,
             "It looks like rows behind the end that are loaded and weighed with 0. They may hold NaN, and 0 times NaN is NaN: "
             "mask the load.",
+        ),
+        Misconception(
+            "sum-in-bfloat16",
+            sum_in_bfloat16,
+            "It looks like a sum that is kept in bfloat16 from page to page. Its eight bits are rounded at every page: keep it "
+            "in float32, and round once, at the end.",
         ),
     ),
     alternatives=(page_by_page, spans_and_a_merge),
