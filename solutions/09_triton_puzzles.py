@@ -616,8 +616,8 @@ check("09.11", transpose)
 #
 # For example, `[[1, 2, 3], [4, 5, 6]]` times `[[1, 0], [0, 1], [2, 2]]` is `[[7, 8], [16, 17]]`. PyTorch's products are out of bounds.
 #
-# A thing the interpreter cannot show: on the chip `tl.dot` cuts float32 inputs to TF32 (11 bits) unless you say `input_precision="ieee"`. Say it. With bfloat16 inputs it changes nothing: their products are exact
-# in float32.
+# On the chip `tl.dot` cuts float32 inputs to TF32 (11 bits) unless you say `input_precision="ieee"`. Triton's own interpreter does not, and nobody notices; the one of this course cuts as well. With bfloat16
+# inputs it changes nothing: their products are exact in float32.
 #
 # A good answer with tiles of T by T loads `a_MK` once for every T columns of the result, and `b_KN` once for every T rows: 4 (MK ceil(N/T) + KN ceil(M/T)) bytes in float32, and half of that in bfloat16.
 # It stores 4MN, once. Larger tiles load less: that is why they exist.

@@ -34,11 +34,11 @@
 # What holds for the kernels:
 #
 # - They run in an interpreter on the CPU that tells of lanes outside a tensor, of two programs at one element, and of NaN in what was never loaded or written. An answer that is right is then compiled for an H100 (sm_90), without a GPU: the sizes of a `tl.dot` are powers of two from 16 up.
-# - All tensors are contiguous, those you get and those you return. Floats are float32 or bfloat16. **Compute in float32** (`tl.dot` with `input_precision="ieee"`; a float32 product in TF32 would be too coarse) and **round once**, at the end.
+# - All tensors are contiguous, those you get and those you return. Floats are float32 or bfloat16. **Compute in float32** (`tl.dot` with `input_precision="ieee"`: without it float32 is cut to TF32, by a chip and by the check, which is too coarse) and **round once**, at the end.
 # - Row numbers and offsets are **int64**, and so is what is multiplied by a row's length: in a large model it passes $2^{31}$. (The checks are too small to see it.)
-# - The arithmetic belongs in kernels. Beside them PyTorch may allocate, fill, view, copy and cast; what else makes more than one floating-point number there does not pass. Results have memory of their own.
+# - The arithmetic belongs in kernels. Beside them PyTorch may allocate, fill, view, copy, cast, and add up partial results; what else makes more than one floating-point number there does not pass. Results have memory of their own, on the device of the inputs.
 # - **The host does not wait for the device**: `.item()`, `.tolist()`, `int()`, `bool()`, an `if` on a tensor's value and a tensor as an index are out of bounds. Sizes of results and grids follow from shapes. A kernel reads offsets itself.
-# - **The same inputs give the same bits**: no atomics. Each element of a result is written by one program, and sums have an order that does not depend on who comes first.
+# - **The same inputs give the same bits**: no atomics. Each element of a result is written by one program, and sums have an order that does not depend on who comes first. What a program stores it does not load again: another of its threads may not have stored yet, and the interpreter, which has none, cannot tell.
 # - Autograd, and PyTorch's products, are out of bounds.
 # - A float32 result is compared by the norm of the error, 1e-5 of the norm of what is right. A bfloat16 result has to be the nearest bfloat16; one number in 50 may be its neighbour, since the order of a sum can tip a number over.
 # - Where there are no rows, results have no rows either, and no kernel need be launched. Go in blocks: a kernel that takes a whole row of I or a whole expert in one block may pass, where the cases are small, and is no answer to 7,168 and 4,096.
@@ -74,7 +74,7 @@ import triton.language as tl
 #
 # - Row p holds pair `pairs_P[p]`, and its weight is at that place of the weights: slot `pairs_P[p] % K` of token `pairs_P[p] // K`.
 # - Of each row of `gate_up_PF` the first I numbers are gate, the others up; the result has the same layout.
-# - Rows that are nobody's are **0** in both results, whatever they hold. Their entries in `pairs_P` are pairs as well.
+# - Rows that are nobody's are **0** in both results, whatever they hold. Their entries in `pairs_P` are valid pairs, so that their weight may be loaded.
 # - Gate and up may lie at a few hundred, on either side, where exp overflows: no NaN may come of it.
 #
 # The example is case 1: I = 1, dact `[[2], [4], [9], [9]]`, gate and up `[[0, 3], [1, -2], [NaN, 9], [9, 9]]`, weights `[[0.5, 9], [9, 0.25]]`, pairs `[3, 0, 1, 2]`, offsets `[0, 1, 1, 2]`: two rows are somebody's. Row 0 is pair 3, with the weight 0.25: dgate = 0.25 · 2 · 3 · 0.5 = 0.75, dup and the activation are 0. Row 1 is pair 0, weight 0.5, sigmoid(1) = 0.731059: dgate = -3.710683,
@@ -138,14 +138,14 @@ check("12.1", swiglu_back)
 # %% [markdown]
 # ## 12.2 · The tokens' gradient
 #
-# Forward, a row was $x_t W_e$, with the expert's weight as `[D, F]`. Backward, a row is $\textit{dgate\_up}_p W_e^{\top}$: the same weight, summed over the other axis. Turning all experts' weights round would copy them, and they are most of the model. A kernel need not: it reads the same memory with other strides. Then each token adds up its rows, and what arrived by other ways:
+# Forward, a row was $x_t W_e$, with the expert's weight as `[D, F]`. Backward, a row is $\textit{dgate\_up}_p W_e^{\top}$: the same weight, summed over the other axis. Turning all experts' weights round would copy them, and they are most of the model. A kernel need not, and yours should not: it reads the same memory with other strides. (A copy passes the check; count its bytes.) Then each token adds up its rows, and what arrived by other ways:
 #
 # $$\textit{dx}_t = \mathrm{round}\Bigl(\textit{dother}_t + \sum_{k:\ \textit{places}_{tk} \ge 0} \textit{dgate\_up}_{\textit{places}_{tk}}\, W_e^{\top}\Bigr)$$
 #
-# - Each row times the weight of the expert that has it, by the offsets. A program finds its expert by itself, as in lab 11; **no tile may hold rows of two experts**.
+# - Each row times the weight of the expert that has it, by the offsets. A program finds its expert by itself, as in lab 11 (cdiv(P, BLOCK_M) + E programs are always enough, whatever the offsets; those left over do nothing); **no tile may hold rows of two experts**. The weight of an expert without rows is not read: it may hold NaN.
 # - Rows between the products and the sum stay **float32**: there is one rounding, after the sum. (A large model would keep them in bfloat16, at half the bytes.)
 # - A place of -1 adds nothing. A token that lost all its pairs has `dother`, or 0.
-# - `dother_TD` is what came through the shared expert and past the layer. It may be None, and may then be passed to a kernel: there it is a constant, and an `if` on it is decided when the kernel is compiled.
+# - `dother_TD` is what came through the shared expert and past the layer. It may be None. None may be passed to a kernel as an argument: `if other is not None:` is then decided when the kernel is compiled.
 # - Two kernels, one for products and one for sums, are the plain way. One will do as well.
 #
 # The example is case 1: rows `[1, 2]`, `[3, 0]`, `[0, 1]` and a fourth that is nobody's, offsets `[0, 2, 3]`. D = 3, F = 2; expert 0 has `[[1, 10], [0, 2], [5, 0]]`, expert 1 `[[1, 1], [2, 0], [0, 4]]`. The products are `[21, 4, 5]`, `[3, 0, 15]` and `[1, 0, 4]`. Places `[[2, 0], [-1, 1]]`, dother `[[0.5, 0.5, 0.5], [0, 1, 0]]`: dx is `[[22.5, 4.5, 9.5], [3, 1, 15]]`.
@@ -313,10 +313,10 @@ check("12.3", weights_back)
 # $$\textit{ds}_k = \frac{\textit{scale}}{S}\Bigl(\textit{dw}_k - \frac1S\sum_j \textit{dw}_j\, s_j\Bigr) \qquad \textit{dlogit}_k = \textit{ds}_k\; s_k (1 - s_k)$$
 #
 # - `dact_PI` is as in 12.1: for a weight of 1, so nothing is to be divided out.
-# - **A dropped pair** (place -1) said nothing: its dw is exactly 0, and no row is read for it. (In transformers, issue 48687, such slots collected a gradient; the loss was right all along.) But its score **stands in S**: the router normalised before anything was dropped. So its logit has a gradient all the same, by the formula.
+# - **A dropped pair** (place -1) said nothing: its dw is exactly 0, whatever the rows hold. (In transformers, issue 48687, such slots collected a gradient; the loss was right all along.) But its score **stands in S**: the router normalised before anything was dropped. So its logit has a gradient all the same, by the formula.
 # - Rows that nobody has may hold NaN.
-# - With K = 1 a normalised weight is always `scale`, and the logits' gradient is 0: at most 1e-5 may be left of it by rounding.
-# - K is at most 8. Scores lie between 0 and 1, and are not all 0. Go along I in blocks, in float32.
+# - With K = 1 a normalised weight is always `scale`, and the logits' gradient is 0: rounding may leave 1e-5 of it, absolutely.
+# - K is at most 8. Scores lie between 0 and 1, and are not all 0. Go along I in blocks, in float32. Gate and up may lie at a few hundred, as in 12.1.
 #
 # The example is case 1: I = 2; dact `[[3, 1], [0.5, 2], [NaN, 0], [4, 0]]`, gate and up `[[1, 0, 2, 5], [0, 2, 7, 1], [9, 9, 9, 9], [-1, 3, 1, 1]]`, places `[[1, 0], [3, -1]]`, scores `[[0.5, 0.25], [0.75, 0.25]]`, scale 2. Token 0, slot 0, is row 1: 0.5 · silu(0) · 7 + 2 · silu(2) · 1 = 3.523188; slot 1 is row 0: 3 · silu(1) · 2 + 1 · silu(0) · 5 = 4.386352. Token 1 has
 # -1.075766 and 0. The logits' gradients are `[[-0.191814, 0.287721], [-0.100853, 0.302559]]`.

@@ -34,7 +34,7 @@
 # - All tensors are contiguous, those you get and those you return. **Compute in float32**, and round once, at the end, unless the text says otherwise.
 # - The arithmetic belongs in kernels. Beside them PyTorch may allocate, fill, view, copy, cast, count, compare, and add up partial results; what else makes more than one floating-point number there does not
 #   pass: no `masked_fill` and no indexing with a tensor, for instance. A single number may leave through `int(...)`, a list may not. Results have memory of their own, not that of an argument. PyTorch's softmax, logsumexp and attention are out of bounds.
-# - `tl.dot` wants sizes of 16 and more, and powers of two: pad with masked lanes. For float32 tiles say `input_precision="ieee"`, or a chip cuts them to TF32, with 10 bits; the interpreter would not show it.
+# - `tl.dot` wants sizes of 16 and more, and powers of two: pad with masked lanes. For float32 tiles say `input_precision="ieee"`, or they are cut to TF32, with 10 bits of fraction, by a chip and by the check alike.
 # - In large models offsets pass $2^{31}$: let those that grow with positions or pages be int64. (The checks are too small to see it.)
 # - **A log** is the natural logarithm of the sum that a softmax divides by, $\log \sum_n e^{\textit{score}_n}$, float32, that of the scores as they are and not relative to the largest; where nothing is summed it is minus infinity.
 # - Each row of a tile has a largest of its own: one query's scores may lie hundreds above another's.

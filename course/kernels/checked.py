@@ -14,7 +14,8 @@ What is found
   Refusals   what sm_90 refuses and one line can tell: tl.dot with a short K, grids that cannot be launched, arguments
              that do not exist. What else a chip refuses, `course.kernels.machine` finds by compiling.
   Precision  bfloat16, float16 and FP8 count as torch counts: `course.kernels.low_precision`. A tl.dot adds in
-             float32; a chip would first cut float32 inputs to TF32, and add FP8 products with fewer bits (V3 report, 3.3).
+             float32; a chip would add FP8 products with fewer bits (V3 report, 3.3). float32 inputs are cut to TF32 unless
+             input_precision is "ieee", as on a chip.
 
 A kernel's float arguments are float32, as they are on a GPU.
 """

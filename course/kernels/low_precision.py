@@ -58,6 +58,11 @@ def cast(data: np.ndarray, source: str, target: str, stored: DTypeLike, toward_z
     return _truncated(result, data, target) if toward_zero else result
 
 
+def to_tf32(values: np.ndarray) -> np.ndarray:
+    """float32 as a tensor core reads it for TF32: sign, 8 bits of exponent, the first 10 of the fraction, the rest cut off."""
+    return (np.ascontiguousarray(values).view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32)
+
+
 def total(data: np.ndarray, name: str, axis: int | None, keepdims: bool) -> np.ndarray:
     """A sum of bfloat16, float16 or FP8 as torch.sum takes it: added up in float32, rounded once."""
     with torch._C.DisableTorchFunction():

@@ -121,10 +121,13 @@ class Builder(stock.InterpreterBuilder):
             return super().create_fma(x, y, z)
         return self._compute(lambda a, b, c: a * b + c, z.dtype.scalar, x, y, z)
 
-    def create_dot(self, a, b, d, *_):
+    def create_dot(self, a, b, d, input_precision, *_):
         if not a.dtype.is_floating() or a.dtype.is_fp64():
-            return super().create_dot(a, b, d, *_)
-        product = np.matmul(_wide(a).astype(np.float32), _wide(b).astype(np.float32))
+            return super().create_dot(a, b, d, input_precision, *_)
+        factors = [_wide(factor).astype(np.float32) for factor in (a, b)]
+        if a.dtype.is_fp32() and input_precision == ir.INPUT_PRECISION.TF32:
+            factors = [low.to_tf32(factor) for factor in factors]
+        product = np.matmul(*factors)
         return TensorHandle((product + d.data).astype(d.data.dtype), d.dtype.scalar)
 
 

@@ -30,7 +30,7 @@ def matmul(a, b, c, M, N, K, TILE: tl.constexpr):
     total = tl.zeros((TILE, TILE), tl.float32)
     for start in range(0, K, TILE):
         k = start + tl.arange(0, TILE)
-        total = tl.dot(tl.load(a + m * K + k[None, :]), tl.load(b + k[:, None] * N + n), total)
+        total = tl.dot(tl.load(a + m * K + k[None, :]), tl.load(b + k[:, None] * N + n), total, input_precision="ieee")
     tl.store(c + m * N + n, total)
 
 

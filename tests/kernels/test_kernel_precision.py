@@ -223,3 +223,24 @@ def test_a_float_argument_is_float32_and_widens_a_narrow_tensor():
     with checked():
         scale_by_argument[(1,)](x, out, 1 / 3, BLOCK=64)
     assert torch.equal(out, x.float() * torch.tensor(1 / 3))
+
+
+@triton.jit
+def product(a, b, c, N: tl.constexpr, PRECISION: tl.constexpr):
+    n = tl.arange(0, N)
+    place = n[:, None] * N + n[None, :]
+    tl.store(c + place, tl.dot(tl.load(a + place), tl.load(b + place), input_precision=PRECISION))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_product_cuts_float32_to_tf32_unless_told_otherwise(dtype):
+    a, b = (torch.randn(16, 16, generator=torch.Generator().manual_seed(seed)).to(dtype) for seed in (1, 2))
+    cut = [(factor.float().view(torch.int32) & ~0x1FFF).view(torch.float32) for factor in (a, b)]
+    found = {}
+    for precision in ("tf32", "ieee"):
+        found[precision] = torch.empty(16, 16)
+        with checked():
+            product[(1,)](a, b, found[precision], N=16, PRECISION=precision)
+    torch.testing.assert_close(found["tf32"], cut[0] @ cut[1], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found["ieee"], a.float() @ b.float(), rtol=1e-6, atol=1e-6)
+    assert torch.equal(*found.values()) == (dtype == torch.bfloat16)

@@ -47,7 +47,7 @@ def _tiled(a, b, c, M, N, K, TILE: tl.constexpr):
         k = begin + tl.arange(0, TILE)
         left = tl.load(a + m[:, None] * K + k[None, :], mask=(m[:, None] < M) & (k[None, :] < K), other=0.0)
         right = tl.load(b + k[:, None] * N + n[None, :], mask=(k[:, None] < K) & (n[None, :] < N), other=0.0)
-        total += tl.dot(left, right)
+        total += tl.dot(left, right, input_precision="ieee")
     tl.store(c + m[:, None] * N + n[None, :], total, mask=(m[:, None] < M) & (n[None, :] < N))
 
 
@@ -93,7 +93,7 @@ def _unfilled(a, b, c, M, N, K, TILE: tl.constexpr):
         k = begin + tl.arange(0, TILE)
         left = tl.load(a + m[:, None] * K + k[None, :], mask=(m[:, None] < M) & (k[None, :] < K))
         right = tl.load(b + k[:, None] * N + n[None, :], mask=(k[:, None] < K) & (n[None, :] < N))
-        total += tl.dot(left, right)
+        total += tl.dot(left, right, input_precision="ieee")
     tl.store(c + m[:, None] * N + n[None, :], total, mask=(m[:, None] < M) & (n[None, :] < N))
 
 
@@ -113,7 +113,7 @@ def _whole(a, b, c, M, N, K, TILE: tl.constexpr):
         k = block * TILE + tl.arange(0, TILE)
         left = tl.load(a + m[:, None] * K + k[None, :], mask=m[:, None] < M, other=0.0)
         right = tl.load(b + k[:, None] * N + n[None, :], mask=n[None, :] < N, other=0.0)
-        total += tl.dot(left, right)
+        total += tl.dot(left, right, input_precision="ieee")
     tl.store(c + m[:, None] * N + n[None, :], total, mask=(m[:, None] < M) & (n[None, :] < N))
 
 
@@ -133,7 +133,7 @@ def _last(a, b, c, M, N, K, TILE: tl.constexpr):
         k = begin + tl.arange(0, TILE)
         left = tl.load(a + m[:, None] * K + k[None, :], mask=(m[:, None] < M) & (k[None, :] < K), other=0.0)
         right = tl.load(b + k[:, None] * N + n[None, :], mask=(k[:, None] < K) & (n[None, :] < N), other=0.0)
-        total = tl.dot(left, right)
+        total = tl.dot(left, right, input_precision="ieee")
     tl.store(c + m[:, None] * N + n[None, :], total, mask=(m[:, None] < M) & (n[None, :] < N))
 
 
@@ -153,7 +153,7 @@ def _narrow(a, b, c, M, N, K, TILE: tl.constexpr):
         k = begin + tl.arange(0, TILE)
         left = tl.load(a + m[:, None] * K + k[None, :], mask=(m[:, None] < M) & (k[None, :] < K), other=0.0)
         right = tl.load(b + k[:, None] * N + n[None, :], mask=(k[:, None] < K) & (n[None, :] < N), other=0.0)
-        total += tl.dot(left, right).to(a.dtype.element_ty)
+        total += tl.dot(left, right, input_precision="ieee").to(a.dtype.element_ty)
     tl.store(c + m[:, None] * N + n[None, :], total, mask=(m[:, None] < M) & (n[None, :] < N))
 
 
@@ -174,7 +174,7 @@ def _still(a, b, c, M, N, K, TILE: tl.constexpr):
         k = begin + tl.arange(0, TILE)
         left = tl.load(a + m[:, None] * K + k[None, :], mask=(m[:, None] < M) & (k[None, :] < K), other=0.0)
         right = tl.load(b + still[:, None] * N + n[None, :], mask=(k[:, None] < K) & (n[None, :] < N), other=0.0)
-        total += tl.dot(left, right)
+        total += tl.dot(left, right, input_precision="ieee")
     tl.store(c + m[:, None] * N + n[None, :], total, mask=(m[:, None] < M) & (n[None, :] < N))
 
 
@@ -216,6 +216,26 @@ def grid_rounded_down(a_MK, b_KN):
     (M, K), (_, N), TILE = a_MK.shape, b_KN.shape, 32
     c_MN = torch.empty(M, N)
     _tiled[(M // TILE, N // TILE)](a_MK, b_KN, c_MN, M, N, K, TILE=TILE)
+    return c_MN
+
+
+@triton.jit
+def _cut(a, b, c, M, N, K, TILE: tl.constexpr):
+    m = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
+    n = tl.program_id(1).to(tl.int64) * TILE + tl.arange(0, TILE)
+    total = tl.zeros([TILE, TILE], tl.float32)
+    for begin in range(0, K, TILE):
+        k = begin + tl.arange(0, TILE)
+        left = tl.load(a + m[:, None] * K + k[None, :], mask=(m[:, None] < M) & (k[None, :] < K), other=0.0)
+        right = tl.load(b + k[:, None] * N + n[None, :], mask=(k[:, None] < K) & (n[None, :] < N), other=0.0)
+        total = tl.dot(left, right, total)
+    tl.store(c + m[:, None] * N + n[None, :], total, mask=(m[:, None] < M) & (n[None, :] < N))
+
+
+def cut_to_tf32(a_MK, b_KN):
+    (M, K), (_, N), TILE = a_MK.shape, b_KN.shape, 32
+    c_MN = torch.empty(M, N)
+    _cut[(triton.cdiv(M, TILE), triton.cdiv(N, TILE))](a_MK, b_KN, c_MN, M, N, K, TILE=TILE)
     return c_MN
 
 
@@ -265,6 +285,12 @@ EXERCISE = Exercise(
             "inputs-rounded",
             inputs_rounded,
             "It looks like float32 inputs rounded to bfloat16 before the product. Multiply them as they are.",
+        ),
+        Misconception(
+            "cut-to-tf32",
+            cut_to_tf32,
+            "It looks like float32 inputs cut to TF32, which is what tl.dot does unless told otherwise: say "
+            'input_precision="ieee".',
         ),
         Misconception(
             "result-as-narrow-as-the-inputs",

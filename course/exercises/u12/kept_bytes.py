@@ -14,7 +14,7 @@ EDGES = [  # policy, counts, tokens, slots, width, hidden, itemsize, granule, co
     ("fp8", [256] * 256, 8192, 8, 7168, 2048, 2, 512, True),  # one layer of DeepSeek-V3
     ("eager", [256] * 256, 8192, 8, 7168, 2048, 2, 512, False),
     ("fp8", [256] * 256, 8192, 8, 7168, 2048, 2, 512, False),
-    ("gate_up", [1, 1, 1, 1], 4, 1, 3, 5, 4, 1, False),
+    ("gate_up", [1, 1, 1, 1], 4, 1, 3, 5, 4, 96, False),  # no power of two
 ]
 
 
@@ -28,7 +28,7 @@ def inputs(rng, number):
         counts = rng.integers(0, 300, size=E).tolist()
         T = -(-sum(counts) // K) + int(rng.integers(0, 9))  # some pairs may be dropped
         D, I = int(rng.integers(1, 900)), int(rng.integers(1, 900))  # noqa: E741
-        itemsize, granule = int(rng.choice([2, 4])), int(rng.choice([1, 64, 512]))
+        itemsize, granule = int(rng.choice([2, 4])), int(rng.choice([1, 96, 512]))
         columns = bool(rng.integers(2))
     return {
         "policy": policy, "counts_E": counts, "tokens": T, "top_k": K, "width": D, "hidden": I,

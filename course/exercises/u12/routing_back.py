@@ -8,11 +8,12 @@ from course.checking.compare import same
 from course.checking.exercise import Exercise, Misconception
 
 BF16, FP32 = torch.bfloat16, torch.float32
-EDGES = [  # tokens, slots, hidden width, dtype, share of dropped pairs, scale
+FAR = 600
+EDGES = [  # tokens, slots, hidden width, dtype, share of dropped pairs, scale; gate and up are wide where I is FAR
     (7, 3, 40, BF16, 0.3, 2.5),
     (4, 1, 33, FP32, 0.25, 2.5),  # one slot: a normalised weight is always the scale
     (0, 2, 8, FP32, 0.0, 1.0),  # no tokens
-    (3, 4, 600, FP32, 0.2, 1.0),  # wider than a block
+    (3, 4, FAR, FP32, 0.2, 1.0),  # wider than a block, and exp overflows on one side
     (5, 2, 1, FP32, 0.0, -1.5),
     (4, 3, 16, BF16, 1.0, 2.5),  # all dropped
     (6, 8, 64, FP32, 0.4, 2.5),
@@ -43,7 +44,7 @@ def inputs(rng, number):
     places_P[lost_P] = -1
     return {
         "dact_PI": dact_PI,
-        "gate_up_PF": torch.tensor(rng.normal(size=(T * K, 2 * I)) * 2).to(dtype),
+        "gate_up_PF": torch.tensor(rng.normal(size=(T * K, 2 * I)) * (300 if I == FAR else 2)).to(dtype),
         "places_TK": places_P.view(T, K),
         "scores_TK": torch.tensor(1 / (1 + 2.0 ** (3 * rng.normal(size=(T, K)))), dtype=torch.float32),
         "scale": scale,

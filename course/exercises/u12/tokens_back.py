@@ -15,7 +15,7 @@ EDGES = [  # tokens, slots, experts, D, F, dtype, share of dropped pairs, with w
     (5, 1, 2, 129, 4, FP32, 0.0, False, "plain"),  # one slot, and wider than a block
     (40, 2, 4, 17, 10, FP32, 0.1, True, "one"),  # all rows are one expert's, three tiles of them
     (4, 3, 5, 3, 2, BF16, 1.0, True, "plain"),  # all dropped
-    (3, 2, 6, 1, 2, FP32, 0.2, False, "plain"),  # more experts than rows
+    (3, 2, 12, 1, 2, FP32, 0.2, False, "plain"),  # more experts than rows
     (6, 2, 2, 40, 70, BF16, 0.2, True, "plain"),  # more than one step along F
     (26, 5, 2, 9, 6, FP32, 0.0, False, "tight"),  # a row more than whole tiles of 32 for each expert
 ]
@@ -50,9 +50,11 @@ def inputs(rng, number):
     places_P[flat_P == E] = -1
     dgate_up_PF = torch.tensor(rng.normal(size=(T * K, F))).to(dtype)
     dgate_up_PF[int(offsets_E1[-1]) :] = float("nan")  # not data
+    weight_EDF = torch.tensor(rng.normal(size=(E, D, F))).to(dtype)
+    weight_EDF[offsets_E1.diff() == 0] = float("nan")  # of experts without rows: nobody's business
     return {
         "dgate_up_PF": dgate_up_PF,
-        "weight_EDF": torch.tensor(rng.normal(size=(E, D, F))).to(dtype),
+        "weight_EDF": weight_EDF,
         "offsets_E1": offsets_E1,
         "places_TK": places_P.view(T, K),
         "dother_TD": torch.tensor(rng.normal(size=(T, D))).to(dtype) if more else None,

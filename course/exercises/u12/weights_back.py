@@ -15,7 +15,7 @@ EDGES = [  # rows of each expert, rows that are nobody's, tokens, D, N, dtype, w
     ([40, 1, 33], 0, 30, 17, 33, FP32, False),  # more than one step along the rows, and tails
     ([0, 16, 32], 4, 20, 40, 10, BF16, False),  # whole steps
     ([1], 0, 1, 1, 1, FP32, True),
-    ([0, 70, 0, 0], 0, 40, 5, 40, BF16, True),  # all to one
+    ([0, 300, 0, 0], 0, 40, 5, 40, BF16, True),  # all to one
 ]
 
 
