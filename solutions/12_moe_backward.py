@@ -37,7 +37,7 @@
 # - All tensors are contiguous, those you get and those you return. Floats are float32 or bfloat16. **Compute in float32** (`tl.dot` with `input_precision="ieee"`: without it float32 is cut to TF32, by a chip and by the check, which is too coarse) and **round once**, at the end.
 # - Row numbers and offsets are **int64**, and so is what is multiplied by a row's length: in a large model it passes $2^{31}$. (The checks are too small to see it.)
 # - The arithmetic belongs in kernels. Beside them PyTorch may allocate, fill, view, copy, cast, and add up partial results; what else makes more than one floating-point number there does not pass. Results have memory of their own, on the device of the inputs.
-# - **The host does not wait for the device**: `.item()`, `.tolist()`, `int()`, `bool()`, an `if` on a tensor's value and a tensor as an index are out of bounds. Sizes of results and grids follow from shapes. A kernel reads offsets itself.
+# - **The host does not wait for the device**: `.item()`, `.tolist()`, `int()`, `bool()`, an `if` on a tensor's value, a mask as an index, `nonzero`, `unique`, `repeat_interleave` by a tensor are out of bounds. Sizes of results and grids follow from shapes. A kernel reads offsets itself.
 # - **The same inputs give the same bits**: no atomics. Each element of a result is written by one program, and sums have an order that does not depend on who comes first. What a program stores it does not load again: another of its threads may not have stored yet, and the interpreter, which has none, cannot tell.
 # - Autograd, and PyTorch's products, are out of bounds.
 # - A float32 result is compared by the norm of the error, 1e-5 of the norm of what is right. A bfloat16 result has to be the nearest bfloat16; one number in 50 may be its neighbour, since the order of a sum can tip a number over.
@@ -67,7 +67,7 @@ import triton.language as tl
 # %% [markdown]
 # ## 12.1 · Back through SwiGLU
 #
-# An expert's activation is $a = \mathrm{silu}(\textit{gate})\cdot\textit{up}$, and what it says counts times the routing weight of its pair. The gradient that comes back through the down product, $\textit{dact}$, is that of $a$ **for a weight of 1**. Two things are wanted of it. The gradients of gate and up, which go on to tokens and weights; there the routing weight $w$ belongs. And the activation
+# An expert's activation is $a = \mathrm{silu}(\textit{gate})\cdot\textit{up}$, and its output is multiplied by the routing weight of its pair. The gradient that comes back through the down product, $\textit{dact}$, is that of $a$ **for a weight of 1**. Two things are wanted of it. The gradients of gate and up, which go on to tokens and weights; there the routing weight $w$ belongs. And the activation
 # itself, which the gradient of the down product needs and which nobody kept: make it again in the same pass, times $w$:
 #
 # $$\textit{dgate}, \textit{dup} = w\,\textit{dact} \cdot \frac{\partial a}{\partial\,\textit{gate}}, \frac{\partial a}{\partial\,\textit{up}} \qquad \textit{weighted} = w\, a \qquad \mathrm{silu}(z) = z \cdot \mathrm{sigmoid}(z)$$
@@ -153,7 +153,7 @@ check("12.1", swiglu_back)
 # | | shape | |
 # |---|---|---|
 # | `dgate_up_PF` | `[P, F]` | float32 or bfloat16 |
-# | `weight_EDF` | `[E, D, F]` | of its dtype; E is 1 or more, small |
+# | `weight_EDF` | `[E, D, F]` | of dgate_up's dtype; E from 1 to 256 |
 # | `offsets_E1` | `[E + 1]` int64 | |
 # | `places_TK` | `[T, K]` int64 | rows, each at most once, or -1 |
 # | `dother_TD` | `[T, D]`, or None | of dgate_up's dtype |
@@ -237,7 +237,7 @@ check("12.2", tokens_back)
 # $$\textit{dW}_e = \textit{so\_far}_e + \sum_{p=\textit{offsets}_e}^{\textit{offsets}_{e+1}-1} x_{\textit{tokens}_p}^{\top}\, \textit{dy}_p$$
 #
 # - The tokens lie where they lie: row p of dy came from token `tokens_P[p]`. Gather inside the kernel; no copy.
-# - **A row too many changes the result.** In a forward product a tile that sticks out makes rows that nobody reads. Here the rows of the next expert would be *added*: the last step along the rows needs its mask. A bug of this kind stood in a library for narrow formats (TransformerEngine, issue 3484).
+# - **A row too many changes the result.** In a forward product a tile that sticks out makes rows that nobody reads. Here the rows of the next expert would be *added*: the last step along the rows needs its mask. A relative of this bug: a kernel wanted every expert to begin at a multiple of 64 rows, got others, and all gradients of weights were off by up to half (marin-community/marin, issue 8339). Mask both operands: 0 times NaN is NaN.
 # - **An expert without rows has a gradient, and it is 0**: its part of the result has to be written all the same. (MSLK's kernel left it as it was allocated, and training ended in NaN: pull request 158.)
 # - Large batches are taken in pieces, and the gradients of the pieces add up, in float32 whatever the model's dtype is, since small terms on a large bfloat16 sum are lost. `so_far_EDN` is the sum of the pieces before, float32, or None for the first piece. The result is a **new float32** tensor: this piece added to it.
 # - Nobody's rows add nothing.

@@ -301,6 +301,8 @@ def describe(inputs: Inputs) -> str:
                 sizes[name] = f"[{', '.join(f'{number:g}' for number in value.tolist())}]"
             elif len(letters) == value.ndim and letters.isalpha() and letters.isupper():
                 sizes |= {letter: str(size) for letter, size in zip(letters, value.shape, strict=True)}
+            elif value.ndim == 1:
+                sizes[name] = f"({len(value)} numbers)"
             elif value.ndim:
                 sizes[name] = str(list(value.shape))
             if _is_narrow(value):

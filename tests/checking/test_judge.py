@@ -405,6 +405,7 @@ def test_the_sizes_of_a_case_are_named_by_the_letters_of_its_tensors():
     grads = {"up": None, "down": torch.ones(2, 3, dtype=torch.bfloat16)}
     assert describe({"grads": grads}) == "grads['up']=None bfloat16"
     assert describe({"grads": list(grads.values())}) == "grads[0]=None bfloat16"
+    assert describe({"offsets_E1": torch.zeros(20), "pairs_P": torch.zeros(20)}) == "offsets_E1=(20 numbers) P=20"
     assert describe({}) == ""
 
 

@@ -285,4 +285,5 @@ EXERCISE = Exercise(
         *("Tensor.item", "Tensor.tolist", "Tensor.__int__", "Tensor.__index__", "Tensor.__bool__"),
     ),
     kernel=True,
+    tags=("no host wait",),
 )

@@ -361,4 +361,5 @@ EXERCISE = Exercise(
         *("Tensor.index_add_", "Tensor.index_add", "torch.index_add", "Tensor.scatter_add_", "Tensor.index_select"),
     ),
     kernel=True,
+    tags=("no host wait",),
 )

@@ -265,4 +265,5 @@ EXERCISE = Exercise(
         *("torch.index_select", "Tensor.index_select", "torch.gather", "Tensor.gather"),
     ),
     kernel=True,
+    tags=("no host wait",),
 )
