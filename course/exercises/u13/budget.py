@@ -7,6 +7,8 @@ import torch
 from course.checking.compare import same
 from course.checking.exercise import Exercise, Misconception
 
+RTOL = 1e-4
+CLOSE = same("the budget", rtol=RTOL)
 EDGES = [  # M, N, K, span, mean of x, mean of w, what x is like
     (8, 6, 64, 32, 0.0, 0.0, "plain"),
     (8, 6, 64, 32, 3.0, 3.0, "plain"),  # one sign
@@ -18,6 +20,9 @@ EDGES = [  # M, N, K, span, mean of x, mean of w, what x is like
     (4, 3, 32, 32, 0.0, 0.0, "edges"),  # numbers on the edges of steps
     (6, 18, 40, 16, 0.0, 0.0, "w wide"),
     (6, 5, 40, 16, 0.0, 0.0, "small"),  # below 2^-6 of their scales, where steps do not shrink any more
+    (6, 20, 40, 16, 0.0, 0.0, "1e-6"),  # both operands as small as gradients are
+    (6, 20, 40, 16, 0.0, 0.0, "1e-20"),  # and far smaller, the scales of w below 2^-126
+    (4, 6, 48, 16, 0.0, 0.0, "uneven"),  # rows with many numbers and with few, of which many and none are lost
 ]
 
 
@@ -48,6 +53,13 @@ def inputs(rng, number):
     if kind == "small":
         x_MK = 2.0 ** torch.tensor(rng.uniform(-9, -4.5, size=(M, K))) * torch.tensor(rng.choice([-1, 1], size=(M, K)))
         x_MK[:, ::span], w_NK[:, ::span] = 448.0, 0.0
+    if kind == "1e-6":
+        x_MK, w_NK = 1e-6 * x_MK, 1e-6 * w_NK
+    if kind == "1e-20":
+        x_MK, w_NK = 1e-20 * x_MK, 5e-36 * w_NK
+    if kind == "uneven":
+        x_MK[0] *= 2.0 ** torch.tensor(rng.uniform(-36, 0, size=K))
+        x_MK[1:, 3:] = 0.0
     if kind == "edges":
         x_MK[:] = 1.0
         x_MK[:, 0] = 448.0
@@ -55,6 +67,15 @@ def inputs(rng, number):
         x_MK[:, 9:12] = -(2.0 ** torch.tensor([-10.0, -6.0, -11.0]))
         x_MK[:, 12:17] = 0.0
     return {"x_MK": x_MK.float(), "w_NK": w_NK.float(), "span": span}
+
+
+def compare(inputs, wanted, got):
+    what, shares = CLOSE(inputs, wanted, got), got.get("by_span_B") if isinstance(got, dict) else None
+    if what is None or not isinstance(shares, torch.Tensor) or shares.shape != wanted["by_span_B"].shape:
+        return what
+    off = ~((shares.double() - wanted["by_span_B"]).abs() <= RTOL)
+    spans = ", ".join(str(b) for b in off.nonzero().flatten()[:4].tolist())
+    return f"{what}; of the spans' shares those of {spans} differ" if spans else what
 
 
 def reference(x_MK, w_NK, span):
@@ -329,9 +350,9 @@ EXERCISE = Exercise(
     difficulty=3,
     spine=False,
     inputs=inputs,
-    cases=15,
+    cases=18,
     reference=reference,
-    compare=same("the budget", rtol=1e-4),
+    compare=compare,
     misconceptions=(
         Misconception(
             "worst-case",
