@@ -18,6 +18,9 @@ EDGES = [  # rows, products, products of one instruction, products until promoti
     (0, 64, 32, 64, 13, "normal"),
     (2, 96, 1, 48, 4, "positive"),  # one product an instruction
     (3, 160, 32, 160, 6, "one large"),  # the first product is much larger than all others
+    (2, 96, 32, 32, 13, "small"),  # 1e-12
+    (2, 8, 4, 4, 2, "below 8"),  # a logarithm in float32 says 2^3
+    (3, 6, 2, 6, 13, "wide"),  # numbers of 24 bits: a cut in bits before the sum is seen
 ]
 
 
@@ -48,6 +51,12 @@ def inputs(rng, number):
         products_RK[0] = 0.0
     if kind == "one large":
         products_RK[:, 0] = 100.0
+    if kind == "small":
+        products_RK *= 1e-12
+    if kind == "below 8":
+        products_RK = torch.tensor([8 - 2.0**-21, 1.5, 1.5, 1.5]).repeat(R, 2) * torch.tensor([[1.0], [-1.0]])
+    if kind == "wide":  # each lies just above a whole number of steps, or just below
+        products_RK = torch.tensor([8192.0, -8191.0]).repeat(R, 3) + torch.tensor([0.0, 2.0**-10]).repeat(R, 3)
     scales_RB = torch.tensor(2.0 ** rng.uniform(-4, 4, size=(R, -(-K // every))), dtype=torch.float32)
     return {"products_RK": products_RK, "scales_RB": scales_RB, "group": group, "every": every, "bits": bits}
 
@@ -201,6 +210,23 @@ def aligned_without_the_sum(products_RK, scales_RB, group, every, bits):
     return total_R
 
 
+def the_result_not_cut_again(products_RK, scales_RB, group, every, bits):
+    def cut(values, largest):
+        step = torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 1 - bits)
+        return (values / step).trunc() * step
+
+    R, K = products_RK.shape
+    total_R = torch.zeros(R)
+    for span, begin in enumerate(range(0, K, every)):
+        end = min(begin + every, K)
+        sum_R = torch.zeros(R, dtype=torch.float64)
+        for start in range(begin, end, group):
+            terms = torch.cat([products_RK[:, start : min(start + group, end)].double(), sum_R[:, None]], dim=1)
+            sum_R = cut(terms, terms.abs().amax(dim=1, keepdim=True)).sum(dim=1)
+        total_R = total_R + sum_R.float() * scales_RB[:, span]
+    return total_R
+
+
 def the_rest_is_lost(products_RK, scales_RB, group, every, bits):
     def cut(values, largest):
         step = torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 1 - bits)
@@ -246,7 +272,7 @@ EXERCISE = Exercise(
     difficulty=4,
     spine=False,
     inputs=inputs,
-    cases=14,
+    cases=17,
     reference=reference,
     compare=rows_close("sums", 1e-6),
     misconceptions=(
@@ -286,6 +312,12 @@ EXERCISE = Exercise(
             "low bits to it.",
         ),
         Misconception(
+            "the-result-not-cut-again",
+            the_result_not_cut_again,
+            "It looks like a sum of an instruction that is kept as it comes. It may have grown past its width: cut it again, at its own "
+            "exponent, also before it is promoted.",
+        ),
+        Misconception(
             "the-rest-is-lost",
             the_rest_is_lost,
             "It looks like K // every promotions. What is left after the last whole span is promoted too.",
@@ -302,6 +334,7 @@ EXERCISE = Exercise(
         "Two loops: over spans, and in each over groups. The running sum is one more term of a group. After the group's sum is taken, the "
         "result may have grown a bit: cut it again, at its own exponent.",
         "torch.frexp(v).exponent - 1 is e with 2^e <= |v| < 2^(e+1). A cut is trunc(v / step) * step with step = 2^(e - bits), exact in "
-        "float64. Of zero the exponent does not matter. At the end of a span: total += partial * scale, in float32, and a new partial.",
+        "float64. A group of zeros has no exponent, and any step serves. At the end of a span: total += partial * scale, in float32, "
+        "and a new partial.",
     ),
 )
