@@ -18,6 +18,8 @@ EDGES = [  # T, K, span, exponents of the scales lie within, what the codes are 
     (0, 40, 32, 0, "plain"),
     (20, 40, 16, 3, "negative"),
     (33, 16, 16, 4, "full"),  # every code is 448 in magnitude: scales stay
+    (18, 20, 16, 0, "lowest"),  # old scales 2^-40 and small codes: new ones down to 2^-57
+    (18, 20, 16, 0, "highest"),  # old scales 2^20
 ]
 
 
@@ -46,7 +48,11 @@ def inputs(rng, number):
         codes_TK[3::span] = 128 + 126
     if kind == "full":
         codes_TK = 126 + 128 * (codes_TK // 128)
-    scales_TB = 2.0 ** torch.tensor(rng.integers(-reach, reach + 1, size=(T, -(-K // span))) - 10)
+    if kind == "lowest":
+        codes_TK = codes_TK % 8 + 1 + 128 * (codes_TK // 128)
+        codes_TK[:, 0] = 1  # 2^-9
+    middle = {"lowest": -40, "highest": 20}.get(kind, -10)
+    scales_TB = 2.0 ** torch.tensor(rng.integers(-reach, reach + 1, size=(T, -(-K // span))) + middle)
     return {"codes_TK": codes_TK.to(torch.uint8), "scales_TB": scales_TB.float(), "span": span}
 
 
@@ -234,7 +240,7 @@ EXERCISE = Exercise(
     difficulty=4,
     spine=False,
     inputs=inputs,
-    cases=12,
+    cases=14,
     reference=reference,
     compare=compare,
     misconceptions=(
