@@ -16,6 +16,7 @@ EDGES = [  # N, K, span, square, power of two, dtype, what the numbers are like
     (40, 33, 32, True, True, FP32, "zeros"),  # whole blocks of zeros, and the last column alone in its blocks
     (2, 128, 64, False, False, BF16, "small"),  # as gradients are: 1e-7
     (4, 64, 32, False, True, FP32, "above"),  # scales just above a power of two
+    (4, 64, 32, False, True, FP32, "one unit above"),  # the quotient is the next float32 after a power of two
     (4, 64, 32, False, True, FP32, "exact"),  # scales that are powers of two already
     (0, 40, 32, False, False, FP32, "plain"),
     (1, 1, 128, True, False, FP32, "plain"),
@@ -49,9 +50,9 @@ def inputs(rng, number):
         x_NK[: min(N, span)] = 0.0
     if kind == "small":
         x_NK *= 1e-7
-    if kind in ("above", "exact"):
+    if kind in ("above", "one unit above", "exact"):
         x_NK = x_NK.clamp(-1, 1)
-        x_NK[:, ::span] = 448.0 * (1 + (2.0**-21 if kind == "above" else 0.0))
+        x_NK[:, ::span] = 448.0 + {"above": 448 * 2.0**-21, "one unit above": 2.0**-15, "exact": 0.0}[kind]
         x_NK *= 2.0 ** torch.tensor([[-17], [-6], [11], [-30]])
     if kind == "tiny":
         x_NK *= torch.tensor([[1e-37], [3e-39], [1e-30]])
@@ -264,7 +265,7 @@ EXERCISE = Exercise(
     difficulty=3,
     spine=True,
     inputs=inputs,
-    cases=15,
+    cases=16,
     reference=reference,
     compare=compare,
     misconceptions=(
