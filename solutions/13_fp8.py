@@ -63,9 +63,10 @@ import triton.language as tl
 #
 # Write the kernel that quantises: a matrix in, codes and scales out. Blocks are 1 × span numbers (as V3 has them for activations and gradients), or span × span with `square` (for weights).
 #
-# - The scale of a block is its largest **magnitude** over 448, in float32. With `power_of_two` it is the **smallest power of two that is not below** that quotient: a quotient that is a power of two stays, one a little above it is doubled.
+# - The scale of a block is its largest **magnitude** over 448, in float32. With `power_of_two` it is the **smallest power of two that is not below** that quotient: a quotient that is a power of two stays, one a little above it is doubled, were it by the last bit of float32. These scales are compared exactly, others to a millionth of their size.
 # - A block of nothing but zeros has the scale 1. Otherwise no scale is smaller than $2^{-126}$, the smallest float32 with all its digits, so that one over it is finite. There is no other floor: gradients of $10^{-7}$ keep their digits.
 # - A code is the nearest E4M3 number to x over the scale, in float32, ties to even. Where rounding in that quotient decides between two neighbours, either passes. A zero may have either sign.
+# - In the interpreter `/` is exact to float32's last bit. On a chip Triton's `/` is approximate in its last bits; `tl.div_rn` divides as PyTorch does. Here either passes.
 #
 # The example is case 1, with span 16, blocks in a row and powers of two. `x_NK` has two rows of 18, so two blocks a row, the second of 2 numbers. Row 0 begins with `[1, -3.5, 0.01]` and ends with `[224, 500]`; all else is 0. Its first block: 3.5 / 448 = $2^{-7}$, a power of two. Over it the numbers are 128, -448 and 1.28; the codes are
 # `[112, 254, 58]`, for 128, -448 and 1.25. Its second: 500 / 448 is 1.116, so the scale is 2; the codes `[110, 120]` stand for 112 and 256. Row 1 is zeros: scales 1.
@@ -133,9 +134,9 @@ check("13.1", quantise)
 #
 # - dY has a scale for each token and span of N. W's codes and scales are **those of the forward product**, as they lie: blocks of span × span are square, so they serve in both directions. (On a chip W's codes would be transposed first, since its tensor cores take FP8 only where the summed dimension lies side by side. The compiler does
 #   it on the way here, at a price.)
-# - Scales change every span of N. Sum bare codes in a span, from zero; scale; add to a **float32** total. That is also promotion, which is exercise 13.3.
-# - `tl.dot` takes codes as they are (`float8e4nv` tiles) and sums in float32. It wants at least 16 rows and 16 columns, and of FP8 at least 32 of the summed dimension.
-# - Products by PyTorch are out of bounds. The result is float32, compared row by row, 1e-5 of a row's norm.
+# - Scales change every span of N. Sum bare codes in a span, from zero; scale; add to a **float32** total. Scaling an operand first is wrong: `tl.dot` rounds float32 to TF32, 10 bits of fraction, unless told not to. That is also promotion, which is exercise 13.3. (A total that is fed into `tl.dot` as its accumulator, and rescaled around it, would never be promoted. In the interpreter it has the same value: that is not checked.)
+# - `tl.dot` takes codes as they are (`float8e4nv` tiles) and returns float32; how a chip sums on the way is 13.3. It wants tiles of at least 16 × 16 (fewer than 64 rows miss Hopper's fast instruction), and of FP8 at least 32 of the summed dimension.
+# - Products by PyTorch are out of bounds. The result is float32, compared row by row, 1e-5 of a row's norm. With N = 0 it is all zeros.
 #
 # The example is case 1, with span 32: N is 33, so that there are two spans, and K is 2. dY's codes are 0 but for dY[0, 0] = 1, dY[0, 32] = 2 and dY[1, 1] = -1 (codes 56, 64 and 184). W's rows 0, 1 and 32 are `[1, 0.5]`, `[4, 0]` and `[1, 2]`. `dy_scales_TA` is `[[0.5, 2], [3, 1]]`, `w_scales_AB` is `[[1], [10]]`. Row 0:
 # 0.5 · 1 · `[1, 0.5]` + 2 · 10 · `[2, 4]` = `[40.5, 80.25]`. Row 1: 3 · 1 · `[-4, 0]` = `[-12, 0]`.
@@ -200,8 +201,8 @@ check("13.2", input_gradient)
 #
 # After every `every` products the running sum is **promoted**: times the scale of this span, added to a float32 total; and the next span starts from zero. What is left after the last whole span is promoted too, with its own scale. The last instruction may have fewer products.
 #
-# - Work in float64 in between: products of codes and their cuts are exact there. The total is float32. Compared row by row, 1e-6 of each sum.
-# - Of zero no exponent matters: whatever the step, nothing is left of it.
+# - Work in float64 in between: cuts and sums are exact there. Products are any float32 numbers, small ones and such of 24 bits too. (A group's cut terms and their sum mostly fit into float32's 24 bits as well, so float32 in between passes here.) The total is float32. Compared row by row, to 1e-6 of the row's sum.
+# - A group of zeros has no exponent: whatever the step, nothing is left of it.
 # - `bits` counts those after the leading one. Hopper has 13, groups of 32, and V3 promotes every 128.
 #
 # The example is case 1: group 2, every 4, bits 2. Row 0 has the products `[8, 1.5, -1.5, 3, 5, 0.75]` and the scales `[1, 10]`. First instruction: the largest is 8, the step $2^{3-2}$ = 2; 8 stays, 1.5 becomes 0. Second: the running sum 8 is the largest, the step still 2: 8 + 0 + 2 = 10. Promoted: 10 · 1. Third: from zero, the largest is 5, the step 1:
@@ -252,7 +253,7 @@ check("13.3", promoted_sum)
 # straight to the new ones, and stores them **transposed**, as the product wants them.
 #
 # - A number is its code times the scale of its token and block of columns. The scales you get are powers of two, between $2^{-40}$ and $2^{20}$.
-# - The new scale of a column and span of tokens is the **smallest power of two that is not below** the largest magnitude there over 448. Where all are zero it is 1.
+# - The new scale of a column and span of tokens is the **smallest power of two that is not below** the largest magnitude there over 448. Where all are zero it is 1. There is no floor: new scales go down to $2^{-57}$.
 # - The new code is the nearest E4M3 number to number over new scale, ties to even. Since all scales are powers of two, nothing but this rounding happens, and it mostly finds nothing to round. A zero may have either sign.
 #
 # The example is case 1, span 16, with 17 tokens and K = 2: two spans of tokens, the second of one. All codes are 0, and all scales 1, but for these: token 0 has `[56, 126]` (1 and 448) with scale 4, token 1 has `[126, 57]` (448 and 1.125) with scale 1/16, token 16 has `[184, 8]` (-1 and 1/64) with scale 1. Column 0 holds 4, 28 and
@@ -309,7 +310,7 @@ check("13.4", requantise)
 # %% [markdown]
 # ## 13.5 · An error budget
 #
-# Before you trust eight bits with a layer: what will they cost? Predict the error of Y = X Wᵀ from its operands alone, without rounding anything. X has blocks of 1 × span, W of span × span, scales are largest magnitude over 448, in float64, and 1 for a block of zeros.
+# Before you trust eight bits with a layer: what will they cost? Predict the error of Y = X Wᵀ from its operands alone, without rounding anything. X has blocks of 1 × span, W of span × span, scales are largest magnitude over 448, in float64, and 1 for a block of zeros; there is no floor.
 #
 # **One number.** With *u* = |x| over its scale:
 #
