@@ -253,6 +253,8 @@ def _sentence(error: BaseException) -> str:
     said = re.sub(r"^(\w+Error|\w+Exception)\((['\"])(.*)\2\)$", r"\3", said.strip(), flags=re.DOTALL)
     if isinstance(error, NameError | AttributeError | TypeError | SyntaxError | ImportError):
         said = f"{type(error).__name__}: {said}"
+    if "'int' object has no attribute 'to'" in said:
+        said += " (an argument that is 1 becomes a plain int: cast a tensor instead)"
     return where + " ".join(said.split())[:400]
 
 

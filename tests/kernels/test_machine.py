@@ -105,6 +105,25 @@ def test_a_product_with_a_short_inner_side_is_refused_with_its_line(path):
     assert "\n" not in error
 
 
+def test_a_cast_of_an_argument_that_is_1_is_refused_with_what_to_do():
+    text = """
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def wide(x, out, n):
+    i = tl.program_id(0) * n.to(tl.int64)
+    tl.store(out + i, tl.load(x + i))
+"""
+    signature = {"x": "*fp16", "out": "*fp16", "n": "i32"}
+    assert compile_text(text, Launch("wide", (1,), signature, {}, ("x", "out")).to_json())["error"] is None
+    launch = Launch("wide", (1,), signature | {"n": "constexpr"}, {"n": 1}, ("x", "out"))
+    error = compile_text(text, launch)["error"]
+    assert "`i = tl.program_id(0) * n.to(tl.int64)`: " in error
+    assert error.endswith("(an argument that is 1 becomes a plain int: cast a tensor instead)")
+
+
 def test_a_text_and_a_file_give_the_same(path):
     assert Compiled(**compile_text(SOURCE, scale())) == compile_for(path, scale())
 
