@@ -48,3 +48,5 @@ def _draw(traces: list[Trace], picture: Path) -> None:
         figure.savefig(picture, dpi=150)
     except OSError as error:
         raise TraceError(f"The picture cannot be written to {picture}: {error.strerror}.") from None
+    finally:
+        plt.close(figure)
