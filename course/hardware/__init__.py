@@ -1,5 +1,8 @@
 """GPUs as data, what they allow, and their machine code read: from a kernel's bytes and FLOPs to a bound on its time.
 
+layers and layer_parts list what a layer does, measured and curves time it by published measurements on an H800, routing
+and links time the exchange of tokens between GPUs.
+
 Importing this package imports neither torch nor Triton.
 """
 
@@ -22,6 +25,17 @@ _LAZY = {
     "Part": "estimate",
     "Trace": "trace",
     "profile": "recorder",
+    "Batch": "layers",
+    "Operation": "layer_parts",
+    "layer_operations": "layers",
+    "model_operations": "layers",
+    "kernel_time": "measured",
+    "kernel_times": "measured",
+    "curve": "measured",
+    "Routing": "routing",
+    "NODES": "links",
+    "normal_time": "links",
+    "low_latency_time": "links",
 }
 
 
